@@ -1,1 +1,46 @@
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0
+//! `containerd-shim-thaw-v1`: one process per pod, between containerd and the OCI runtime.
+//!
+//! Ordinary containers are run by the OCI runtime (runc). A container whose pod names a checkpoint is not
+//! started: it is restored from the checkpoint directory by CRIU, over its RPC, as this process's own child.
+//!
+//! Invariant: a container without `thaw.dev/` annotations gets what `containerd-shim-runc-v2` would give it.
+
+mod adopt;
+mod cgroup;
+mod checkpoint;
+mod console;
+mod container;
+mod create;
+mod delete;
+mod error;
+mod events;
+mod exec;
+mod frozen;
+mod kill;
+mod mountpoints;
+mod oci;
+mod options;
+mod pod;
+mod process;
+mod reaper;
+mod restore;
+mod rewrite;
+mod rootfs;
+mod service;
+mod source;
+mod start;
+mod state;
+mod stats;
+mod stdio;
+mod task;
+
+/// The name that containerd knows this runtime by in `-info` and in logs.
+const RUNTIME_ID: &str = "io.containerd.thaw.v1";
+
+/// One thread runs everything: a shim is idle nearly all its life and there is one per pod. What blocks
+/// (mount, CRIU, image parsing) goes to the blocking pool.
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    containerd_shim::asynchronous::run::<service::Service>(RUNTIME_ID, None).await;
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The cgroup of a restored container: made from the **new** spec, CRIU put into it before it runs, so that all
+//! restored tasks are in it from their first moment and CRIU itself manages none.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use libcgroups::common::{
+    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+};
+use oci_spec::runtime::{LinuxResources, Spec};
+use procfs::process::Process as ProcFs;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::error::Error;
+
+/// How long killed processes may take to leave the cgroup. SIGKILL of a task in disk wait can last.
+const LEAVE: Duration = Duration::from_secs(10);
+
+/// A container's cgroup; emptied and removed on drop unless kept.
+pub(crate) struct Cgroup {
+    manager: AnyCgroupManager,
+    resources: Option<LinuxResources>,
+    kept: bool,
+}
+
+impl Cgroup {
+    /// The cgroup that `spec` names, by the driver that the runtime options name.
+    ///
+    /// # Errors
+    /// When the spec names none, or the hierarchies cannot be found.
+    pub(crate) fn new(id: &str, spec: &Spec, systemd: bool) -> Result<Self, Error> {
+        let linux = spec.linux().as_ref();
+        let path = linux.and_then(|linux| linux.cgroups_path().clone()).ok_or_else(|| {
+            Error::InvalidRequest("the spec names no cgroup, and a restored container needs one".into())
+        })?;
+        let manager = create_cgroup_manager(CgroupConfig {
+            cgroup_path: path,
+            systemd_cgroup: systemd,
+            container_name: id.to_owned(),
+        })
+        .map_err(failed("find the cgroup hierarchies"))?;
+        Ok(Self { manager, resources: linux.and_then(|linux| linux.resources().clone()), kept: false })
+    }
+
+    /// Makes the cgroup, sets the spec's limits and device rules, and puts `pid` into it.
+    ///
+    /// # Errors
+    /// When the kernel refuses any of it.
+    pub(crate) fn place(&self, pid: i32) -> Result<(), Error> {
+        let task = nix_pid(pid);
+        self.manager.add_task(task).map_err(failed("put CRIU into the container's cgroup"))?;
+        if let Some(resources) = &self.resources {
+            let options =
+                ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+            self.manager.apply(&options).map_err(failed("set the container's limits"))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves it: the restore holds.
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+
+    fn kill_all(&self) {
+        let deadline = Instant::now() + LEAVE;
+        while let Ok(pids) = self.manager.get_all_pids() {
+            if pids.is_empty() || Instant::now() > deadline {
+                return;
+            }
+            for pid in pids.iter().filter_map(|pid| Pid::from_raw(pid.as_raw())) {
+                // Gone already is as good.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        self.kill_all();
+        if let Err(e) = self.manager.remove() {
+            log::warn!("cannot remove the cgroup of a failed restore: {e}");
+        }
+    }
+}
+
+/// The directory of each hierarchy that `pid` is in: v1 by controller (`memory`, `name=systemd`), v2 by `""`.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn paths(pid: i32) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let unreadable = |e: procfs::ProcError| Error::Io {
+        what: format!("read the cgroups of process {pid}"),
+        source: std::io::Error::other(e),
+    };
+    let memberships = ProcFs::new(pid).and_then(|process| process.cgroups()).map_err(unreadable)?;
+    let mounts = ProcFs::myself().and_then(|process| process.mountinfo()).map_err(unreadable)?;
+    let mut paths = BTreeMap::new();
+    for mount in mounts.0.iter().filter(|mount| mount.fs_type.starts_with("cgroup")) {
+        for membership in &memberships.0 {
+            let relative = membership.pathname.trim_start_matches('/');
+            if membership.hierarchy == 0 && mount.fs_type == "cgroup2" {
+                paths.entry(String::new()).or_insert_with(|| mount.mount_point.join(relative));
+            }
+            for controller in membership.controllers.iter().filter(|_| mount.fs_type == "cgroup") {
+                if mount.super_options.contains_key(controller) || named(mount, controller) {
+                    let path = mount.mount_point.join(relative);
+                    paths.entry(controller.clone()).or_insert(path);
+                }
+            }
+        }
+    }
+    Ok(paths)
+}
+
+/// The cgroup v1 mounts of a container with `spec`: where each hierarchy appears inside, and the container's own
+/// directory of it on the host. Empty where the spec mounts none, or on cgroup v2.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn v1_mounts(spec: &Spec) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let mounted = spec.mounts().iter().flatten().find(|mount| mount.typ().as_deref() == Some("cgroup"));
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+    let (Some(mounted), Some(path)) = (mounted, path) else { return Ok(BTreeMap::new()) };
+    let mounts = ProcFs::myself().and_then(|process| process.mountinfo()).map_err(failed("read the mounts"))?;
+    let relative = path.strip_prefix("/").unwrap_or(&path);
+    let hierarchies = mounts.0.iter().filter(|mount| mount.fs_type == "cgroup");
+    Ok(hierarchies
+        .filter_map(|mount| {
+            let name = mount.mount_point.file_name()?.to_str()?;
+            let inside = mounted.destination().join(name).to_str()?.to_owned();
+            Some((inside, mount.mount_point.join(relative)))
+        })
+        .collect())
+}
+
+/// Whether `mount` is the named hierarchy that `/proc/PID/cgroup` calls `name=NAME`.
+fn named(mount: &procfs::process::MountInfo, controller: &str) -> bool {
+    let Some(name) = controller.strip_prefix("name=") else { return false };
+    mount.super_options.get("name").and_then(Option::as_deref) == Some(name)
+}
+
+fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Error {
+    move |e| Error::Io { what: what.to_owned(), source: std::io::Error::other(e.to_string()) }
+}
+
+fn nix_pid(pid: i32) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(pid)
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Task.Checkpoint: freezes a container into CRIU images, over CRIU's RPC, for ordinary and restored containers
+//! alike. The directory stays flat: containerd's archive takes plain files only.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::checkpoint::layer;
+use containerd_shim_protos::events::task::TaskCheckpointed;
+use criu_rpc::{DumpOptions, ManageCgroups, Swrk, Tcp};
+use log::info;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use procfs::process::{MountInfo, Process as ProcFs};
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+use rustix::fs::{Mode, OFlags};
+
+use crate::container::Container;
+use crate::create::blocking;
+use crate::error::Error;
+use crate::pod::Pod;
+use crate::reaper::Exits;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
+
+/// How long a dump may take. This only bounds a hang; it is bound by the disk, some 10 s per 1 GB on slow ones.
+const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// What `inherit_fd` and `external` call the pod's namespaces, as runc does, so that its restore reads ours.
+///
+/// Source: runc `libcontainer/criu_linux.go`, criuNsToKey.
+const NETWORK_KEY: &str = "extRootNetNS";
+const PID_KEY: &str = "extRootPidNS";
+
+/// Freezes `container` into `path` (or the options' image path); it goes on unless the options say exit.
+///
+/// # Errors
+/// [`Error::Checkpoint`] with the last lines of CRIU's log; the container goes on then.
+pub(crate) async fn checkpoint(
+    pod: &Pod,
+    container: &Arc<Container>,
+    path: &str,
+    options: Option<&Any>,
+) -> Result<(), Error> {
+    let _verb = container.verb.lock().await;
+    container.init.state().checkpoint()?;
+    let options = decode(options)?;
+    let images = if options.image_path.is_empty() { path } else { &options.image_path };
+    let work = if options.work_path.is_empty() { images } else { &options.work_path };
+    let (images, work) = (PathBuf::from(images), PathBuf::from(work));
+    let exits = Exits::subscribe().await.map_err(|e| Error::shim("watch for exits", e))?;
+    let (dumped, exit) = (container.clone(), options.exit);
+    let criu = blocking(move || dump(&dumped, &images, &work, exit)).await?;
+    exits.of(criu).await;
+    pod.events
+        .publish(TaskCheckpointed {
+            container_id: container.id.clone(),
+            checkpoint: path.to_owned(),
+            ..Default::default()
+        })
+        .await;
+    Ok(())
+}
+
+/// No options at all is what containerd sends for a runtime that it does not take for runc.
+fn decode(options: Option<&Any>) -> Result<CheckpointOptions, Error> {
+    let Some(any) = options.filter(|any| any.type_url.ends_with("containerd.runc.v1.CheckpointOptions")) else {
+        return Ok(CheckpointOptions::default());
+    };
+    CheckpointOptions::parse_from_bytes(&any.value)
+        .map_err(|e| Error::InvalidRequest(format!("checkpoint options do not decode: {e}")))
+}
+
+/// The blocking part; returns CRIU's pid.
+fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result<i32, Error> {
+    let started = Instant::now();
+    let failed = |step: &'static str| {
+        move |e: String| Error::Checkpoint { container: container.id.clone(), step, reason: e }
+    };
+    let pid = container.init.pid();
+    let mounts = ProcFs::new(pid)
+        .and_then(|process| process.mountinfo())
+        .map_err(|e| failed("reading its mounts")(e.to_string()))?;
+    let cgroups = crate::cgroup::paths(pid)?;
+    let open = |path: &Path| {
+        open_dir(path).map_err(|e| failed("opening the directory")(format!("{}: {e}", path.display())))
+    };
+
+    let mut options = DumpOptions::new(pid, open(images)?, open(work)?);
+    options.root = Some(container.bundle.join("rootfs"));
+    options.leave_running = !exit;
+    options.tcp = Tcp::Established;
+    options.file_locks = true;
+    options.ext_unix_sk = true;
+    options.shell_job = container.init.stdio.terminal;
+    options.orphan_pts_master = true;
+    options.manage_cgroups = ManageCgroups::Ignore;
+    options.freeze_cgroup = cgroups.get("freezer").or_else(|| cgroups.get("")).cloned();
+    options.ext_mounts = external_mounts(&container.spec, &mounts.0);
+    options.external =
+        external_namespaces(&container.spec, pid).map_err(|e| failed("reading its namespaces")(e.to_string()))?;
+
+    let session = Swrk::new(criu_program(container)).spawn().map_err(|e| failed("starting CRIU")(e.to_string()))?;
+    let criu = session.pid();
+    session.dump(&options, DEADLINE, &mut |_| Ok(())).map_err(|e| failed("CRIU")(e.to_string()))?;
+    write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(e.to_string()))?;
+    inherited_layer(container, images).map_err(|e| failed("saving the writable layer")(e))?;
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    info!(container = container.id.as_str(), pid = pid, elapsed_ms = ms; "checkpointed");
+    Ok(criu)
+}
+
+fn criu_program(container: &Container) -> PathBuf {
+    let prepared = container.prepared.as_ref();
+    prepared.map_or_else(|| PathBuf::from("criu"), |prepared| prepared.source.criu.clone())
+}
+
+/// The mounts that come from outside: binds of the spec, cgroup v1 hierarchies, masked files. Pure.
+///
+/// Source: runc `libcontainer/criu_linux.go`, addCriuDumpMount and addMaskPaths.
+fn external_mounts(spec: &Spec, mounts: &[MountInfo]) -> Vec<(OsString, PathBuf)> {
+    let linux = spec.linux().as_ref();
+    let masked: Vec<String> = linux.and_then(|linux| linux.masked_paths().clone()).unwrap_or_default();
+    let mut external = Vec::new();
+    for mount in mounts.iter().filter(|mount| mount.mount_point != Path::new("/")) {
+        let at = &mount.mount_point;
+        if masked.iter().any(|path| Path::new(path) == at) {
+            if mount.root == "/null" {
+                external.push((at.clone().into_os_string(), PathBuf::from("/dev/null")));
+            }
+        } else if mount.fs_type == "cgroup" || !made_inside(spec, mount) {
+            external.push((at.clone().into_os_string(), at.clone()));
+        }
+    }
+    external
+}
+
+/// File systems that the OCI runtime mounts fresh in each container, which CRIU dumps by itself.
+const FRESH: [&str; 5] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue"];
+
+/// Whether a mount is the container's own: of a fresh kind, and either not named in the spec (`/proc/sys` made
+/// read-only, a masked directory) or named there as something else than a bind.
+fn made_inside(spec: &Spec, mount: &MountInfo) -> bool {
+    let binds = spec.mounts().iter().flatten().filter(|m| {
+        let bind = |option: &String| option == "bind" || option == "rbind";
+        m.typ().as_deref() == Some("bind") || m.options().iter().flatten().any(bind)
+    });
+    let mut binds = binds.map(|m| m.destination());
+    FRESH.contains(&mount.fs_type.as_str()) && !binds.any(|destination| same(destination, &mount.mount_point))
+}
+
+/// Whether a spec's destination is this mount point. The runtime resolves links of the image on the way, of
+/// which `/var/run` is the one that all images have.
+fn same(destination: &Path, mount_point: &Path) -> bool {
+    destination == mount_point
+        || destination.strip_prefix("/var/run").is_ok_and(|rest| Path::new("/run").join(rest) == mount_point)
+}
+
+/// Namespaces that belong to the pod and not to the container.
+fn external_namespaces(spec: &Spec, pid: i32) -> std::io::Result<Vec<OsString>> {
+    let mut external = Vec::new();
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    for namespace in namespaces.into_iter().flatten().filter(|namespace| namespace.path().is_some()) {
+        let (file, key) = match namespace.typ() {
+            LinuxNamespaceType::Network => ("net", NETWORK_KEY),
+            LinuxNamespaceType::Pid => ("pid", PID_KEY),
+            LinuxNamespaceType::Ipc
+            | LinuxNamespaceType::Uts
+            | LinuxNamespaceType::Mount
+            | LinuxNamespaceType::User
+            | LinuxNamespaceType::Cgroup
+            | LinuxNamespaceType::Time => continue,
+        };
+        let inode = rustix::fs::stat(format!("/proc/{pid}/ns/{file}"))?.st_ino;
+        external.push(format!("{file}[{inode}]:{key}").into());
+    }
+    Ok(external)
+}
+
+/// `descriptors.json`: what descriptors 0, 1, 2 were at the start, for the restore's `inherit_fd`.
+fn write_descriptors(container: &Container, images: &Path) -> std::io::Result<()> {
+    let state = std::fs::read(container.oci.state_file())?;
+    let state: serde_json::Value = serde_json::from_slice(&state)?;
+    let descriptors = state.get("external_descriptors").cloned().unwrap_or_default();
+    std::fs::write(images.join("descriptors.json"), descriptors.to_string())
+}
+
+/// A restored container's snapshot holds only what it wrote since; what it came with goes along as a file.
+fn inherited_layer(container: &Container, images: &Path) -> Result<(), String> {
+    let Some(prepared) = container.restored() else { return Ok(()) };
+    let Some(rootfs) = prepared.source.dir.rootfs() else { return Ok(()) };
+    let dir = open_dir(rootfs).map_err(|e| e.to_string())?;
+    let file = std::fs::File::create_new(images.join(layer::INHERITED_LAYER)).map_err(|e| e.to_string())?;
+    layer::write(std::os::fd::AsFd::as_fd(&dir), std::io::BufWriter::new(file)).map_err(|e| e.to_string())
+}
+
+fn open_dir(path: &Path) -> std::io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}

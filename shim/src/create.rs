@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+//! CreateTask: decides where the container comes from and prepares it. An ordinary one is created by the OCI
+//! runtime; for one from a checkpoint everything is resolved, checked and mounted, and there is no process yet.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ::checkpoint::annotation::Otherwise;
+use ::checkpoint::plan::{Host, NewContainer, plan, resolve_destinations};
+use containerd_shim::asynchronous::io::Stdio;
+use containerd_shim::asynchronous::util::read_spec;
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use log::warn;
+use oci_spec::runtime::Spec;
+use rustix::fs::{Mode, OFlags};
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::oci::Oci;
+use crate::options::RuntimeOptions;
+use crate::pod::Pod;
+use crate::process::Process;
+use crate::reaper::Exits;
+use crate::restore::Prepared;
+use crate::rootfs::Rootfs;
+use crate::source::{Source, decide, identity};
+use crate::state::State;
+use crate::stdio::Wiring;
+
+/// Creates a container; returns its pid, 0 when it is to be restored.
+///
+/// # Errors
+/// Why not, with everything undone.
+pub(crate) async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<i32, Error> {
+    if pod.container(&req.id).is_ok() {
+        return Err(Error::AlreadyExists(format!("container {}", req.id)));
+    }
+    if !req.checkpoint.is_empty() {
+        return Err(Error::InvalidRequest(
+            "containerd asks for a restore from a checkpoint image; under this runtime a pod names a checkpoint \
+             with the annotation thaw.dev/restore instead: use the container's own image"
+                .into(),
+        ));
+    }
+    let bundle = PathBuf::from(&req.bundle);
+    let spec = read_spec(&bundle).await.map_err(|e| Error::shim("read config.json", e))?;
+    let options = RuntimeOptions::decode(req.options.as_ref())?;
+    options.save(&bundle).await?;
+    let request = Request { namespace: pod.namespace.clone(), options, bundle, spec, req };
+    let (state, prepared, rootfs) = match prepare(pod, &request).await? {
+        Some((prepared, rootfs)) => (State::CreatedCheckpoint, Some(Arc::new(prepared)), rootfs),
+        None => {
+            let target = request.bundle.join("rootfs");
+            (State::Created, None, Rootfs::mount(&request.req.rootfs, target, None).await?)
+        }
+    };
+    let container = Arc::new(request.container(state, prepared, rootfs)?);
+    pod.add(container.clone())?;
+    if state == State::Created {
+        create_process(pod, &container).await.inspect_err(|_| pod.remove(&container.id))?;
+    }
+    pod.events.publish(request.event(&container)).await;
+    Ok(container.init.pid())
+}
+
+/// What containerd asked for, decoded.
+struct Request {
+    namespace: String,
+    options: RuntimeOptions,
+    bundle: PathBuf,
+    spec: Spec,
+    req: CreateTaskRequest,
+}
+
+impl Request {
+    fn container(
+        &self,
+        state: State,
+        prepared: Option<Arc<Prepared>>,
+        rootfs: Rootfs,
+    ) -> Result<Container, Error> {
+        let req = &self.req;
+        let stdio = Stdio::new(&req.stdin, &req.stdout, &req.stderr, req.terminal);
+        Ok(Container {
+            id: req.id.clone(),
+            bundle: self.bundle.clone(),
+            spec: self.spec.clone(),
+            oci: Oci::new(&req.id, &self.bundle, &self.namespace, &self.options)?,
+            io_owner: self.options.io_owner(),
+            snapshot: req.rootfs.clone(),
+            init: Process::new("", stdio, state),
+            verb: tokio::sync::Mutex::default(),
+            prepared,
+            rootfs: std::sync::Mutex::new(Some(rootfs)),
+            execs: std::sync::Mutex::default(),
+            cgroup: std::sync::Mutex::default(),
+        })
+    }
+
+    fn event(&self, container: &Container) -> TaskCreate {
+        let io = TaskIO {
+            stdin: self.req.stdin.clone(),
+            stdout: self.req.stdout.clone(),
+            stderr: self.req.stderr.clone(),
+            terminal: self.req.terminal,
+            ..Default::default()
+        };
+        TaskCreate {
+            container_id: container.id.clone(),
+            bundle: self.req.bundle.clone(),
+            rootfs: self.req.rootfs.clone(),
+            io: Some(io).into(),
+            checkpoint: container.prepared.as_ref().map(|p| p.source.name()).unwrap_or_default(),
+            pid: container.init.pid().cast_unsigned(),
+            ..Default::default()
+        }
+    }
+}
+
+/// `runc create` with the container's streams wired; the exit is watched from the first moment.
+///
+/// # Errors
+/// When the runtime fails; it leaves nothing then.
+pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<(), Error> {
+    let exits = Exits::subscribe().await.map_err(|e| Error::shim("watch for exits", e))?;
+    let wiring = Wiring::new(&container.init.stdio, container.io_owner)?;
+    let io = wiring.io(&container.init.stdio);
+    let pid = container.oci.create(io, wiring.console_socket()).await?;
+    container.init.set_pid(pid);
+    if let Err(e) = wiring.attach(&container.init).await {
+        if let Err(undo) = container.oci.delete(true).await {
+            warn!("cannot delete container {} after a failed create: {undo}", container.id);
+        }
+        return Err(e);
+    }
+    crate::start::watch(pod, container, exits, pid);
+    Ok(())
+}
+
+/// Finds the checkpoint that the pod asks for and proves that its restore can hold; `None` starts the image.
+async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, Rootfs)>, Error> {
+    let (spec, asker) = (request.spec.clone(), pod.clone());
+    let decided = blocking(move || decide(&spec, |name| asker.restored_from(name))).await?;
+    let Some(source) = decided else { return Ok(None) };
+    let if_failed = source.if_failed;
+    match plan_restore(request, source).await {
+        Err(e) if if_failed == Otherwise::Start => {
+            warn!("the container starts normally, as thaw.dev/if-failed says: {e}");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Rootfs), Error> {
+    let target = request.bundle.join("rootfs");
+    let rootfs = Rootfs::mount(&request.req.rootfs, target, source.dir.rootfs()).await?;
+    let (spec, at) = (request.spec.clone(), rootfs.path().to_owned());
+    let plan = blocking(move || judge(&spec, &at, &source).map(|plan| (plan, source))).await;
+    let (plan, source) = plan?;
+    let prepared = Prepared {
+        source,
+        plan,
+        runtime_root: request.options.root(&request.namespace),
+        systemd_cgroup: request.options.systemd_cgroup(),
+    };
+    Ok((prepared, rootfs))
+}
+
+/// The plan, or every reason against it.
+fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::plan::Plan, Error> {
+    let refuse = |reasons: String| Error::Refused {
+        container: source.container.clone(),
+        checkpoint: format!(" from {}", source.name()),
+        reasons,
+    };
+    let root = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Error::io("open the root file system"))?;
+    let annotations: HashMap<String, String> = spec.annotations().clone().unwrap_or_default();
+    let new = NewContainer {
+        spec,
+        image: identity(&annotations).map(|who| who.image).unwrap_or_default(),
+        destinations: resolve_destinations(spec, root.as_fd()).map_err(|e| refuse(e.to_string()))?,
+        cgroups: crate::cgroup::v1_mounts(spec)?,
+    };
+    plan(&source.images.frozen, &new, &Host::probe(spec)).map_err(|e| refuse(e.to_string()))
+}
+
+/// Runs what blocks on the blocking pool.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Error::Io { what: "run a blocking step".into(), source: e.into() })?
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pod that this shim serves: its containers by id, the event stream, and which checkpoints it has used.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::events::Events;
+
+/// Everything the shim knows.
+pub(crate) struct Pod {
+    /// containerd's namespace, `k8s.io` under Kubernetes.
+    pub(crate) namespace: String,
+    /// Where events go, in order.
+    pub(crate) events: Events,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    restored: Mutex<HashMap<String, String>>,
+}
+
+impl Pod {
+    /// An empty pod.
+    pub(crate) fn new(namespace: &str, events: Events) -> Self {
+        Self { namespace: namespace.to_owned(), events, containers: Mutex::default(), restored: Mutex::default() }
+    }
+
+    /// The container with containerd's `id`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        let containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        containers.get(id).cloned().ok_or_else(|| Error::NotFound(format!("container {id}")))
+    }
+
+    /// Adds a container.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`].
+    pub(crate) fn add(&self, container: Arc<Container>) -> Result<(), Error> {
+        let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        if containers.contains_key(&container.id) {
+            return Err(Error::AlreadyExists(format!("container {}", container.id)));
+        }
+        containers.insert(container.id.clone(), container);
+        Ok(())
+    }
+
+    /// Forgets a container.
+    pub(crate) fn remove(&self, id: &str) {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Whether no container is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// The checkpoint that container `name` of this pod was last restored from.
+    pub(crate) fn restored_from(&self, name: &str) -> Option<String> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Remembers the checkpoint that container `name` is restored from, so that a crash does not replay it.
+    pub(crate) fn set_restored_from(&self, name: &str, checkpoint: &str) {
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        restored.insert(name.to_owned(), checkpoint.to_owned());
+    }
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One process that containerd knows: a container's init, or an exec. Its state, pid, exit and streams.
+//!
+//! Invariant: only this module writes the state, and an exit is recorded once.
+
+use std::fs::File;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use containerd_shim::asynchronous::io::{IoTasks, Stdio};
+use tokio::sync::watch;
+
+use crate::reaper::Exit;
+use crate::state::{InvalidTransition, State};
+
+/// A container's init or an exec.
+pub(crate) struct Process {
+    /// The exec's id; empty for the init.
+    pub(crate) exec_id: String,
+    /// The streams that containerd asked for: fifo paths, and whether there is a terminal.
+    pub(crate) stdio: Stdio,
+    /// The copies between those fifos and the process.
+    pub(crate) io: IoTasks,
+    standing: Mutex<Standing>,
+    exited: watch::Sender<Option<Exit>>,
+}
+
+struct Standing {
+    state: State,
+    pid: i32,
+    console: Option<File>,
+}
+
+impl Process {
+    /// A process in `state` with no pid yet.
+    pub(crate) fn new(exec_id: &str, stdio: Stdio, state: State) -> Self {
+        Self {
+            exec_id: exec_id.to_owned(),
+            stdio,
+            io: IoTasks::default(),
+            standing: Mutex::new(Standing { state, pid: 0, console: None }),
+            exited: watch::Sender::new(None),
+        }
+    }
+
+    // A panic elsewhere must not take the supervision of a pod along: the guarded data is three plain values.
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its pid in the shim's pid namespace; 0 before there is a process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.standing().pid
+    }
+
+    /// Records the pid.
+    pub(crate) fn set_pid(&self, pid: i32) {
+        self.standing().pid = pid;
+    }
+
+    /// Where it stands.
+    pub(crate) fn state(&self) -> State {
+        self.standing().state
+    }
+
+    /// Moves along a transition of [`State`].
+    ///
+    /// # Errors
+    /// When the verb does not fit; the state is then as before.
+    pub(crate) fn transition(
+        &self,
+        verb: impl FnOnce(State) -> Result<State, InvalidTransition>,
+    ) -> Result<(), InvalidTransition> {
+        let mut standing = self.standing();
+        standing.state = verb(standing.state)?;
+        Ok(())
+    }
+
+    /// Keeps the terminal's master for later resizes.
+    pub(crate) fn set_console(&self, console: File) {
+        self.standing().console = Some(console);
+    }
+
+    /// Sets the terminal's size in characters; a no-op without a terminal, as in containerd's own shim.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn resize(&self, columns: u16, rows: u16) -> std::io::Result<()> {
+        let standing = self.standing();
+        let Some(console) = &standing.console else { return Ok(()) };
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(console, size).map_err(Into::into)
+    }
+
+    /// Records the exit, once, and wakes all waiters.
+    pub(crate) fn set_exited(&self, exit: Exit) {
+        self.standing().state = State::Stopped;
+        self.exited.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(exit);
+            }
+            first
+        });
+    }
+
+    /// The exit, if it has happened.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        *self.exited.borrow()
+    }
+
+    /// Waits for the exit.
+    pub(crate) async fn wait(&self) -> Exit {
+        let mut exited = self.exited.subscribe();
+        // The sender lives in `self`, so this cannot end without a value.
+        let seen = exited.wait_for(Option::is_some).await;
+        seen.ok().and_then(|exit| *exit).unwrap_or_else(Exit::killed)
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Exits of child processes. One loop (containerd-shim's SIGCHLD handler) owns `waitpid(-1)`; everybody else
+//! subscribes here **before** the process can exist and claims the exit once its pid is known, so an exit in
+//! between is not lost.
+
+use containerd_shim::asynchronous::monitor::{Subscription, monitor_subscribe, monitor_unsubscribe};
+use containerd_shim::monitor::{Subject, Topic};
+use log::error;
+use time::OffsetDateTime;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// Exit code, or 128 + signal number.
+    pub(crate) code: u32,
+    /// When its exit was seen.
+    pub(crate) at: OffsetDateTime,
+}
+
+impl Exit {
+    /// What containerd is told of a process that was killed before it came to life.
+    ///
+    /// Source: 128 + SIGKILL, as containerd-shim-runc-v2 answers.
+    pub(crate) fn killed() -> Self {
+        Self { code: 137, at: OffsetDateTime::now_utc() }
+    }
+}
+
+/// The exits of children from the moment of its creation on.
+#[derive(Debug)]
+pub(crate) struct Exits {
+    subscription: Option<Subscription0>,
+}
+
+/// [`Subscription`] with a `Debug` that says nothing of the channel.
+struct Subscription0(Subscription);
+
+impl std::fmt::Debug for Subscription0 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Subscription").field(&self.0.id).finish()
+    }
+}
+
+impl Exits {
+    /// Starts to record exits.
+    pub(crate) async fn subscribe() -> Result<Self, containerd_shim::Error> {
+        Ok(Self { subscription: Some(Subscription0(monitor_subscribe(Topic::Pid).await?)) })
+    }
+
+    /// Waits for the exit of `pid`, which may already have happened.
+    pub(crate) async fn of(mut self, pid: i32) -> Exit {
+        if let Some(Subscription0(subscription)) = self.subscription.as_mut() {
+            while let Some(event) = subscription.rx.recv().await {
+                if let Subject::Pid(exited) = event.subject
+                    && exited == pid
+                {
+                    let code = u32::try_from(event.exit_code).unwrap_or(255);
+                    return Exit { code, at: OffsetDateTime::now_utc() };
+                }
+            }
+        }
+        error!("the exit of process {pid} was lost: the reaper has gone");
+        Exit { code: 255, at: OffsetDateTime::now_utc() }
+    }
+}
+
+impl Drop for Exits {
+    fn drop(&mut self) {
+        if let Some(Subscription0(subscription)) = self.subscription.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move {
+                if let Err(e) = monitor_unsubscribe(subscription.id).await {
+                    error!("cannot unsubscribe from exits: {e}");
+                }
+            });
+        }
+    }
+}

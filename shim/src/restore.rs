@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A restore, step by step. Each step that leaves something behind is a guard that undoes it; at the end all
+//! are told to keep what they made.
+//!
+//! ```text
+//! links and rewritten images → mount points → CRIU spawned → into the new cgroup → RESTORE request
+//!        → known to runc → CRIU has exited
+//! ```
+//!
+//! CRIU clones the init as its sibling, so the restored init is this process's own child.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::checkpoint::plan::Plan;
+use criu_rpc::{Event, ManageCgroups, Namespace, RestoreOptions, Swrk, Tcp};
+use log::info;
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::cgroup::Cgroup;
+use crate::container::Container;
+use crate::error::Error;
+use crate::reaper::Exits;
+use crate::rewrite::{Workspace, rewrite};
+use crate::source::Source;
+use crate::stdio::RestoredStdio;
+use crate::{adopt, mountpoints};
+
+/// How long CRIU may take. This only bounds a hang: a minute per 100 GB of memory is usual on slow disks.
+const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// A restore that Create has found to hold.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// The checkpoint.
+    pub(crate) source: Source,
+    /// What CRIU is told.
+    pub(crate) plan: Plan,
+    /// Where the OCI runtime keeps its state.
+    pub(crate) runtime_root: PathBuf,
+    /// Whether cgroups are systemd's.
+    pub(crate) systemd_cgroup: bool,
+}
+
+impl Prepared {
+    fn failed<E: std::fmt::Display>(&self, step: &'static str) -> impl FnOnce(E) -> Error {
+        let (container, checkpoint) = (self.source.container.clone(), self.source.name());
+        move |e| Error::Restore { container, checkpoint, step, reason: e.to_string() }
+    }
+}
+
+/// Restores the container's processes; returns the pid of the init, whose exit `exits` will tell.
+///
+/// # Errors
+/// [`Error::Restore`]; nothing is left then.
+pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<i32, Error> {
+    let stdio = RestoredStdio::new(&container.init.stdio, container.io_owner)?;
+    let theirs = stdio.attach(&container.init.stdio, &container.init.io)?;
+    let criu_exits = Exits::subscribe().await.map_err(|e| Error::shim("watch for exits", e))?;
+    let job = {
+        let (container, prepared) = (container.clone(), prepared.clone());
+        tokio::task::spawn_blocking(move || run(&container, &prepared, theirs))
+    };
+    let (pid, criu) = job.await.map_err(|e| Error::Io { what: "run the restore".into(), source: e.into() })??;
+    // CRIU shares the container's cgroup until it has gone.
+    criu_exits.of(criu).await;
+    Ok(pid)
+}
+
+/// The blocking part; returns the pids of the init and of CRIU.
+fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<(i32, i32), Error> {
+    let started = Instant::now();
+    let Prepared { source, plan, .. } = prepared;
+    let descriptors = stdio.each_ref().map(describe);
+    let workspace = Workspace::create(&container.bundle)?;
+    let hostname = plan.uts.as_deref().map(hostname).transpose().map_err(prepared.failed("reading the hostname"))?;
+    let images_dir = rewrite(&source.dir, &source.images, hostname.as_ref(), &workspace.images())
+        .map_err(prepared.failed("preparing the images"))?;
+    let rootfs = container.bundle.join("rootfs");
+    mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
+
+    let mut swrk = Swrk::new(&source.criu);
+    let mut options = RestoreOptions::new(images_dir, workspace.open()?);
+    join_namespaces(plan, &mut swrk, &mut options).map_err(prepared.failed("opening the sandbox's namespaces"))?;
+    fill(plan, &rootfs, &mut options);
+    swrk.stdio(stdio);
+    let cgroup = Cgroup::new(&container.id, &container.spec, prepared.systemd_cgroup)
+        .map_err(prepared.failed("finding the cgroup"))?;
+    let session = swrk.spawn().map_err(prepared.failed("starting CRIU"))?;
+    let criu = session.pid();
+    cgroup.place(criu).map_err(prepared.failed("making the cgroup"))?;
+    let cgroups = crate::cgroup::paths(criu)?;
+    let prepared_in = started.elapsed();
+
+    let restored = session
+        .restore(&options, DEADLINE, &mut |event: Event| {
+            log::debug!("CRIU: {}", event.script());
+            Ok(())
+        })
+        .map_err(prepared.failed("CRIU"))?;
+    let adopted = adopt::Adopted {
+        id: &container.id,
+        bundle: &container.bundle,
+        spec: &container.spec,
+        pid: restored.pid,
+        cgroups: &cgroups,
+        systemd: prepared.systemd_cgroup,
+        descriptors: &descriptors,
+    };
+    if let Err(e) = adopt::adopt(&prepared.runtime_root, &adopted) {
+        adopt::forget(&prepared.runtime_root, &container.id);
+        return Err(prepared.failed("making the container known to runc")(e));
+    }
+    cgroup.keep();
+    workspace.keep();
+    info!(
+        container = container.id.as_str(), checkpoint = source.name().as_str(), pid = restored.pid,
+        prepare_ms = millis(prepared_in), criu_ms = millis(started.elapsed().saturating_sub(prepared_in));
+        "restored"
+    );
+    Ok((restored.pid, criu))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Namespaces of the sandbox: network and a shared pid namespace by descriptor, IPC and UTS by path.
+fn join_namespaces(plan: &Plan, swrk: &mut Swrk, options: &mut RestoreOptions) -> std::io::Result<()> {
+    for (key, path) in [&plan.network, &plan.pid].into_iter().flatten() {
+        let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        options.inherit_fds.push((key.into(), swrk.inherit(namespace)));
+    }
+    for (kind, path) in [(Namespace::Ipc, &plan.ipc), (Namespace::Uts, &plan.uts)] {
+        if let Some(path) = path {
+            options.join_ns.push((kind, path.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// What CRIU is told beside namespaces. Connections are closed: the new pod has another address.
+fn fill(plan: &Plan, rootfs: &Path, options: &mut RestoreOptions) {
+    options.root = Some(rootfs.to_owned());
+    options.rst_sibling = true;
+    options.manage_cgroups = ManageCgroups::Ignore;
+    options.tcp = Tcp::Close;
+    options.file_locks = true;
+    options.ext_unix_sk = true;
+    options.evasive_devices = true;
+    options.orphan_pts_master = true;
+    options.lsm_profile = plan.lsm_profile.clone();
+    options.lsm_mount_context = plan.lsm_mount_context.clone();
+    options.ext_mounts =
+        plan.external_mounts.iter().map(|(key, source)| (key.into(), source.clone())).collect();
+    for (descriptor, key) in (0i32..).zip(&plan.stdio) {
+        if let Some(key) = key {
+            options.inherit_fds.push((key.into(), descriptor));
+        }
+    }
+}
+
+/// What `/proc/PID/fd/N` will call this descriptor.
+fn describe(descriptor: &OwnedFd) -> String {
+    match rustix::fs::fstat(descriptor.as_fd()) {
+        Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo => {
+            format!("pipe:[{}]", stat.st_ino)
+        }
+        Ok(_) | Err(_) => "/dev/null".to_owned(),
+    }
+}
+
+/// Host and domain name of a UTS namespace. The thread that enters it ends with it.
+fn hostname(namespace: &Path) -> std::io::Result<(String, String)> {
+    let namespace = rustix::fs::open(namespace, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let name = std::thread::spawn(move || -> std::io::Result<(String, String)> {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::HostNameAndNISDomainName))?;
+        let uname = rustix::system::uname();
+        let text = |name: &std::ffi::CStr| {
+            std::ffi::OsStr::from_bytes(name.to_bytes()).to_string_lossy().into_owned()
+        };
+        Ok((text(uname.nodename()), text(uname.domainname())))
+    });
+    name.join().map_err(|_| std::io::Error::other("the thread that reads it panicked"))?
+}

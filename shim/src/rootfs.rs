@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The container's root file system: the snapshot that containerd names, mounted at `<bundle>/rootfs`, with the
+//! checkpoint's writable layer as one more overlay lower layer on top of the image's. Nothing is copied.
+
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::types::mount::Mount;
+use log::warn;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+
+use crate::error::Error;
+
+/// A mounted root file system; unmounted on drop.
+#[derive(Debug)]
+pub(crate) struct Rootfs {
+    target: PathBuf,
+    mounted: bool,
+    layered: bool,
+}
+
+impl Rootfs {
+    /// Mounts `mounts` at `target`, with `layer` on top of the image's layers where there is one.
+    ///
+    /// No mounts at all means that the root file system is already in the bundle.
+    ///
+    /// # Errors
+    /// When the snapshot is no overlay though there is a layer to attach, or when the kernel refuses.
+    pub(crate) async fn mount(
+        mounts: &[Mount],
+        target: PathBuf,
+        layer: Option<&Path>,
+    ) -> Result<Self, Error> {
+        let failed = |source| Error::Rootfs { target: target.clone(), source };
+        match std::fs::create_dir(&target) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            Ok(()) | Err(_) => {}
+        }
+        let mut rootfs = Self { target: target.clone(), mounted: false, layered: layer.is_some() };
+        for mount in mounts {
+            let mut mount = mount.clone();
+            if let Some(layer) = layer {
+                mount.options = with_lower(&mount, layer).map_err(failed)?;
+            }
+            containerd_shim::asynchronous::util::mount_rootfs(&mount, &target)
+                .await
+                .map_err(|e| failed(std::io::Error::other(e)))?;
+            rootfs.mounted = true;
+        }
+        if rootfs.mounted {
+            // CRIU takes this mount as the root of the restored tree: nothing may propagate out of it.
+            mount_change(&target, MountPropagationFlags::PRIVATE).map_err(|e| failed(e.into()))?;
+        }
+        Ok(rootfs)
+    }
+
+    /// Whether a checkpoint's writable layer is attached.
+    pub(crate) fn has_layer(&self) -> bool {
+        self.layered
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        &self.target
+    }
+}
+
+impl Drop for Rootfs {
+    fn drop(&mut self) {
+        if self.mounted {
+            unmount_all(&self.target);
+        }
+    }
+}
+
+/// Unmounts everything at `target`, best effort.
+pub(crate) fn unmount_all(target: &Path) {
+    let umounted = containerd_shim::mount::umount_recursive(target.to_str(), 0);
+    if umounted.is_err()
+        && let Err(e) = unmount(target, UnmountFlags::DETACH)
+    {
+        warn!("cannot unmount {}: {e}", target.display());
+    }
+}
+
+/// The overlay options of `mount` with `layer` as the uppermost lower layer. Pure.
+fn with_lower(mount: &Mount, layer: &Path) -> std::io::Result<Vec<String>> {
+    let lower = mount.options.iter().position(|option| option.starts_with("lowerdir="));
+    let (true, Some(at)) = (mount.type_ == "overlay", lower) else {
+        return Err(std::io::Error::other(format!(
+            "the snapshot is a {} mount and the checkpoint's writable layer can only be attached to an overlay: \
+             use the overlayfs snapshotter for this runtime",
+            mount.type_
+        )));
+    };
+    let layer = layer.to_str().filter(|path| !path.contains([':', ',', '\\'])).ok_or_else(|| {
+        std::io::Error::other(format!("{} cannot stand in overlay options", layer.display()))
+    })?;
+    let mut options = mount.options.clone();
+    if let Some(option) = options.get_mut(at) {
+        *option = option.replacen("lowerdir=", &format!("lowerdir={layer}:"), 1);
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlay(options: &[&str]) -> Mount {
+        Mount {
+            type_: "overlay".into(),
+            options: options.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_checkpoints_layer_lies_above_the_images_and_below_the_upper() {
+        let mount = overlay(&["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/2:/1"]);
+        let options = with_lower(&mount, Path::new("/store/c/rootfs")).unwrap();
+        assert_eq!(options, ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/store/c/rootfs:/2:/1"]);
+    }
+
+    #[test]
+    fn a_snapshot_that_is_no_overlay_is_refused() {
+        let mount = Mount { type_: "bind".into(), ..Default::default() };
+        let error = with_lower(&mount, Path::new("/layer")).unwrap_err();
+        assert!(error.to_string().contains("overlayfs snapshotter"), "{error}");
+    }
+
+    #[test]
+    fn a_path_that_overlay_would_misread_is_refused() {
+        assert!(with_lower(&overlay(&["lowerdir=/1"]), Path::new("/a:b")).is_err());
+    }
+}

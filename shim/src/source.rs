@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where a container comes from: from its image, or from a checkpoint that the pod's annotations name.
+//!
+//! The shim resolves and authorises by itself: whatever told the pod what to do, this is what enforces.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use ::checkpoint::annotation::{Otherwise, PodOptions, RestoreRequest, Scope};
+use ::checkpoint::config::Config;
+use ::checkpoint::container_dir::{ContainerDir, ContainerDirError};
+use ::checkpoint::store::{CheckpointDir, Store};
+use log::{info, warn};
+use oci_spec::runtime::Spec;
+
+use crate::error::Error;
+use crate::frozen::Images;
+
+/// Annotations that containerd's CRI writes into each spec; pods cannot forge them.
+///
+/// Source: containerd `internal/cri/annotations/annotations.go`.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
+const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
+const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
+
+/// A checkpoint that a container is restored from. Holds the checkpoint's shared lock, so that it cannot be
+/// removed while the container lives on its files.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// Container name in the pod.
+    pub(crate) container: String,
+    /// What to do when the restore fails.
+    pub(crate) if_failed: Otherwise,
+    /// The CRIU program.
+    pub(crate) criu: std::path::PathBuf,
+    /// The checkpoint.
+    pub(crate) checkpoint: CheckpointDir,
+    /// This container's part of it.
+    pub(crate) dir: ContainerDir,
+    /// What its images say.
+    pub(crate) images: Images,
+}
+
+impl Source {
+    /// `NAMESPACE/LINEAGE/ID`.
+    pub(crate) fn name(&self) -> String {
+        self.checkpoint.name()
+    }
+}
+
+/// The new pod's side of a restore.
+pub(crate) struct Identity<'a> {
+    container: &'a str,
+    namespace: &'a str,
+    pod: &'a str,
+    /// The image that the new spec names.
+    pub(crate) image: &'a str,
+}
+
+/// Who this container is, when it is one of a Kubernetes pod (not the sandbox).
+pub(crate) fn identity(annotations: &HashMap<String, String>) -> Option<Identity<'_>> {
+    let get = |key: &str| annotations.get(key).map(String::as_str);
+    (get(CONTAINER_TYPE)? == "container").then_some(())?;
+    Some(Identity {
+        container: get(CONTAINER_NAME)?,
+        namespace: get(SANDBOX_NAMESPACE)?,
+        pod: get(SANDBOX_NAME)?,
+        image: get(IMAGE_NAME).unwrap_or_default(),
+    })
+}
+
+/// Decides where the container of `spec` comes from; `None` is its image. Reads the store, so it blocks.
+///
+/// `restored_from` tells which checkpoint a container of this sandbox was already restored from: the same is
+/// not used twice, or a crash loop would replay it for ever.
+///
+/// # Errors
+/// [`Error::Refused`] with every reason.
+pub(crate) fn decide(
+    spec: &Spec,
+    restored_from: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Source>, Error> {
+    let Some(annotations) = spec.annotations() else { return Ok(None) };
+    let Some(who) = identity(annotations) else { return Ok(None) };
+    let refuse = |checkpoint: Option<&str>, reasons: String| Error::Refused {
+        container: who.container.to_owned(),
+        checkpoint: checkpoint.map(|name| format!(" from {name}")).unwrap_or_default(),
+        reasons,
+    };
+    let pairs = annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let options = PodOptions::parse(pairs).map_err(|e| refuse(None, e.to_string()))?;
+    let Some(request) = options.for_container(who.container) else { return Ok(None) };
+
+    let config = Config::load(Path::new(Config::PATH)).map_err(|e| refuse(None, e.to_string()))?;
+    let store = Store::open(&config).map_err(|e| refuse(None, e.to_string()))?;
+    let lineage = options.lineage(who.pod).map_err(|e| refuse(None, e.to_string()))?;
+    let checkpoint = match store.resolve(who.namespace, &lineage, &request.reference) {
+        Ok(found) => found,
+        Err(e) if e.is_missing() => return missing(&request, &who, &e.to_string()).map(|()| None),
+        Err(e) => return Err(refuse(None, e.to_string())),
+    };
+    let name = checkpoint.name();
+    if restored_from(who.container).as_deref() == Some(&name) {
+        info!("container {} was restored from {name} before and starts afresh", who.container);
+        return Ok(None);
+    }
+    let dir = match checkpoint.container(who.container) {
+        Ok(dir) => dir,
+        Err(ContainerDirError::NotHeld { .. }) if request.scope == Scope::Pod => return Ok(None),
+        Err(e @ ContainerDirError::NotHeld { .. }) => {
+            return missing(&request, &who, &e.to_string()).map(|()| None);
+        }
+        Err(e) => return Err(refuse(Some(&name), e.to_string())),
+    };
+    let images = Images::read(&dir).map_err(|e| refuse(Some(&name), e.to_string()))?;
+    Ok(Some(Source {
+        container: who.container.to_owned(),
+        if_failed: request.if_failed,
+        criu: config.criu.unwrap_or_else(|| "criu".into()),
+        checkpoint,
+        dir,
+        images,
+    }))
+}
+
+/// Nothing to restore: starts normally where the pod allows it.
+fn missing(request: &RestoreRequest, who: &Identity<'_>, why: &str) -> Result<(), Error> {
+    match request.if_missing {
+        Otherwise::Start => {
+            warn!("container {} starts normally: {why}", who.container);
+            Ok(())
+        }
+        Otherwise::Fail => Err(Error::Refused {
+            container: who.container.to_owned(),
+            checkpoint: String::new(),
+            reasons: format!("{why}; set thaw.dev/if-missing: start to start without it"),
+        }),
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Wires a process's streams to containerd's fifos: pipes for most, a terminal where asked for.
+//!
+//! The process never gets a fifo itself: a fifo is a file outside the container, which CRIU could not dump.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use containerd_shim::asynchronous::io::{IoTasks, Pty, Stdio};
+use runc::Io;
+use runc::io::{IoOption, PipedIo};
+use tokio::net::unix::pipe;
+
+use crate::console::ConsoleSocket;
+use crate::error::Error;
+use crate::process::Process;
+
+/// What a runtime command is given, before there is a process.
+pub(crate) enum Wiring {
+    /// Pipes; without any stream they are all closed.
+    Pipes(Arc<PipedIo>),
+    /// A socket on which the runtime hands over the terminal's master.
+    Terminal(ConsoleSocket),
+}
+
+impl Wiring {
+    /// Prepares for `stdio`; pipes belong to `owner` (uid and gid).
+    ///
+    /// # Errors
+    /// When pipes or the console socket cannot be made.
+    pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, Error> {
+        if stdio.terminal {
+            return Ok(Self::Terminal(ConsoleSocket::bind()?));
+        }
+        let wanted = IoOption {
+            open_stdin: !stdio.stdin.is_empty(),
+            open_stdout: !stdio.stdout.is_empty(),
+            open_stderr: !stdio.stderr.is_empty(),
+        };
+        let pipes = PipedIo::new(owner.0, owner.1, &wanted).map_err(Error::io("make the stdio pipes"))?;
+        Ok(Self::Pipes(Arc::new(pipes)))
+    }
+
+    /// The pipes, for the runtime's command. A terminal needs none.
+    pub(crate) fn io(&self, stdio: &Stdio) -> Option<Arc<dyn Io>> {
+        match self {
+            // With no stream at all the runtime's output is wanted for errors, so no driver is set.
+            Self::Pipes(_) if stdio.is_null() => None,
+            Self::Pipes(pipes) => Some(pipes.clone()),
+            Self::Terminal(_) => None,
+        }
+    }
+
+    /// The socket, for the runtime's command line.
+    pub(crate) fn console_socket(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::Pipes(_) => None,
+            Self::Terminal(socket) => Some(socket.path()),
+        }
+    }
+
+    /// Starts the copies, once the runtime has made the process.
+    ///
+    /// # Errors
+    /// When containerd's fifos cannot be opened, or no terminal was handed over.
+    pub(crate) async fn attach(self, process: &Process) -> Result<(), Error> {
+        match self {
+            Self::Pipes(pipes) => attach_pipes(&pipes, process),
+            Self::Terminal(socket) => attach_terminal(socket.receive().await?, process),
+        }
+    }
+}
+
+fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), Error> {
+    let (stdio, io) = (&process.stdio, &process.io);
+    let failed = |e| Error::shim("open containerd's stdio fifos", e);
+    if let (false, Some(to)) = (stdio.stdin.is_empty(), pipes.stdin()) {
+        io.copy_from_fifo(&stdio.stdin, to).map_err(failed)?;
+    }
+    if let (false, Some(from)) = (stdio.stdout.is_empty(), pipes.stdout()) {
+        io.copy_to_fifo(from, &stdio.stdout).map_err(failed)?;
+    }
+    if let (false, Some(from)) = (stdio.stderr.is_empty(), pipes.stderr()) {
+        io.copy_to_fifo(from, &stdio.stderr).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), Error> {
+    let (stdio, io) = (&process.stdio, &process.io);
+    let failed = |e| Error::shim("open containerd's terminal fifos", e);
+    let console = std::fs::File::from(master);
+    let copy = console.try_clone().map_err(Error::io("share the terminal"))?;
+    let pty = Pty::new(copy).map_err(|e| Error::shim("watch the terminal", e))?;
+    if !stdio.stdin.is_empty() {
+        io.copy_from_fifo(&stdio.stdin, pty.clone()).map_err(failed)?;
+    }
+    if !stdio.stdout.is_empty() {
+        io.copy_to_fifo(pty, &stdio.stdout).map_err(failed)?;
+    }
+    process.set_console(console);
+    Ok(())
+}
+
+/// The container's ends of fresh pipes for a restored process; what is not wanted is `/dev/null`.
+pub(crate) struct RestoredStdio {
+    /// Ends for descriptors 0, 1, 2 of the container.
+    pub(crate) theirs: [OwnedFd; 3],
+    ours: [Option<OwnedFd>; 3],
+}
+
+impl RestoredStdio {
+    /// Makes the pipes that `stdio` asks for, owned by `owner` (uid and gid).
+    ///
+    /// # Errors
+    /// When pipes cannot be made.
+    pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, Error> {
+        let (stdin_theirs, stdin_ours) = stream(&stdio.stdin, true, owner)?;
+        let (stdout_theirs, stdout_ours) = stream(&stdio.stdout, false, owner)?;
+        let (stderr_theirs, stderr_ours) = stream(&stdio.stderr, false, owner)?;
+        Ok(Self {
+            theirs: [stdin_theirs, stdout_theirs, stderr_theirs],
+            ours: [stdin_ours, stdout_ours, stderr_ours],
+        })
+    }
+
+    /// Starts the copies and gives back the container's ends.
+    ///
+    /// # Errors
+    /// When containerd's fifos cannot be opened.
+    pub(crate) fn attach(self, stdio: &Stdio, io: &IoTasks) -> Result<[OwnedFd; 3], Error> {
+        let failed = |e| Error::shim("open containerd's stdio fifos", e);
+        let watched = |e| Error::Io { what: "watch a stdio pipe".into(), source: e };
+        let [stdin, stdout, stderr] = self.ours;
+        if let Some(to) = stdin {
+            io.copy_from_fifo(&stdio.stdin, pipe::Sender::from_owned_fd(to).map_err(watched)?).map_err(failed)?;
+        }
+        for (from, path) in [(stdout, &stdio.stdout), (stderr, &stdio.stderr)] {
+            if let Some(from) = from {
+                io.copy_to_fifo(pipe::Receiver::from_owned_fd(from).map_err(watched)?, path).map_err(failed)?;
+            }
+        }
+        Ok(self.theirs)
+    }
+}
+
+/// One stream: the container's end, and ours when `fifo` names one.
+fn stream(fifo: &str, is_input: bool, owner: (u32, u32)) -> Result<(OwnedFd, Option<OwnedFd>), Error> {
+    if fifo.is_empty() {
+        let null = rustix::fs::open(
+            "/dev/null",
+            rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(Error::io("open /dev/null"))?;
+        return Ok((null, None));
+    }
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(Error::io("make a stdio pipe"))?;
+    let (uid, gid) = owner;
+    rustix::fs::fchown(
+        &read,
+        Some(rustix::fs::Uid::from_raw(uid)),
+        Some(rustix::fs::Gid::from_raw(gid)),
+    )
+    .map_err(Error::io("give a stdio pipe to the container's user"))?;
+    Ok(if is_input { (read, Some(write)) } else { (write, Some(read)) })
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+//! containerd's task service: decode, look up, delegate, encode. No logic of its own.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim::TtrpcResult;
+use containerd_shim::asynchronous::ExitSignal;
+use containerd_shim::util::convert_to_timestamp;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
+    PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
+    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest,
+    WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
+use log::{debug, info};
+
+use crate::error::Error;
+use crate::pod::Pod;
+use crate::process::Process;
+use crate::state::State;
+use crate::{checkpoint, create, delete, exec, kill, start, stats};
+
+/// The ttrpc service of one pod.
+pub(crate) struct TaskService {
+    pod: Arc<Pod>,
+    exit: Arc<ExitSignal>,
+}
+
+impl TaskService {
+    /// The service over `pod`; `exit` ends the shim.
+    pub(crate) fn new(pod: Arc<Pod>, exit: Arc<ExitSignal>) -> Self {
+        Self { pod, exit }
+    }
+}
+
+fn status(process: &Process) -> Status {
+    match process.state() {
+        State::Created | State::CreatedCheckpoint => Status::CREATED,
+        State::Running => Status::RUNNING,
+        State::Paused => Status::PAUSED,
+        State::Stopped => Status::STOPPED,
+    }
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn state(&self, _: &TtrpcContext, req: StateRequest) -> TtrpcResult<StateResponse> {
+        let container = self.pod.container(&req.id)?;
+        let process = container.process(&req.exec_id)?;
+        let mut resp = StateResponse {
+            id: container.id.clone(),
+            bundle: container.bundle.display().to_string(),
+            pid: process.pid().cast_unsigned(),
+            status: status(&process).into(),
+            stdin: process.stdio.stdin.clone(),
+            stdout: process.stdio.stdout.clone(),
+            stderr: process.stdio.stderr.clone(),
+            terminal: process.stdio.terminal,
+            exec_id: req.exec_id,
+            ..Default::default()
+        };
+        if let Some(exit) = process.exit() {
+            resp.exit_status = exit.code;
+            resp.exited_at = Some(convert_to_timestamp(Some(exit.at))).into();
+        }
+        Ok(resp)
+    }
+
+    async fn create(&self, _: &TtrpcContext, req: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
+        let pid = create::create(&self.pod, req).await?;
+        Ok(CreateTaskResponse { pid: pid.cast_unsigned(), ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, req: StartRequest) -> TtrpcResult<StartResponse> {
+        let container = self.pod.container(&req.id)?;
+        let pid = if req.exec_id.is_empty() {
+            start::start(&self.pod, &container).await?
+        } else {
+            exec::start(&self.pod, &container, &req.exec_id).await?
+        };
+        Ok(StartResponse { pid: pid.cast_unsigned(), ..Default::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> TtrpcResult<DeleteResponse> {
+        let container = self.pod.container(&req.id)?;
+        let (pid, exit) = delete::delete(&self.pod, &container, &req.exec_id).await?;
+        Ok(DeleteResponse {
+            pid: pid.cast_unsigned(),
+            exit_status: exit.code,
+            exited_at: Some(convert_to_timestamp(Some(exit.at))).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, req: PidsRequest) -> TtrpcResult<PidsResponse> {
+        let container = self.pod.container(&req.id)?;
+        let processes = container
+            .oci
+            .pids()
+            .await?
+            .into_iter()
+            .filter_map(|pid| u32::try_from(pid).ok())
+            .map(|pid| ProcessInfo { pid, ..Default::default() })
+            .collect();
+        Ok(PidsResponse { processes, ..Default::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, req: PauseRequest) -> TtrpcResult<Empty> {
+        let container = self.pod.container(&req.id)?;
+        kill::pause(&container).await?;
+        self.pod.events.publish(TaskPaused { container_id: req.id, ..Default::default() }).await;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, req: ResumeRequest) -> TtrpcResult<Empty> {
+        let container = self.pod.container(&req.id)?;
+        kill::resume(&container).await?;
+        self.pod.events.publish(TaskResumed { container_id: req.id, ..Default::default() }).await;
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        let container = self.pod.container(&req.id)?;
+        checkpoint::checkpoint(&self.pod, &container, &req.path, req.options.as_ref()).await?;
+        Ok(Empty::new())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, req: KillRequest) -> TtrpcResult<Empty> {
+        let container = self.pod.container(&req.id)?;
+        kill::kill(&container, &req.exec_id, req.signal, req.all).await?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, req: ExecProcessRequest) -> TtrpcResult<Empty> {
+        let container = self.pod.container(&req.id)?;
+        exec::add(&self.pod, &container, &req).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, req: ResizePtyRequest) -> TtrpcResult<Empty> {
+        let process = self.pod.container(&req.id)?.process(&req.exec_id)?;
+        let characters = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        process
+            .resize(characters(req.width), characters(req.height))
+            .map_err(Error::io("resize the terminal"))?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, req: CloseIORequest) -> TtrpcResult<Empty> {
+        let process = self.pod.container(&req.id)?.process(&req.exec_id)?;
+        if req.stdin {
+            process.io.close_input();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        let container = self.pod.container(&req.id)?;
+        let _verb = container.verb.lock().await;
+        let resources = serde_json::from_slice(&req.resources.value)
+            .map_err(|e| Error::InvalidRequest(format!("resources do not decode: {e}")))?;
+        container.oci.update(&resources).await?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, req: WaitRequest) -> TtrpcResult<WaitResponse> {
+        let process = self.pod.container(&req.id)?.process(&req.exec_id)?;
+        let exit = process.wait().await;
+        Ok(WaitResponse {
+            exit_status: exit.code,
+            exited_at: Some(convert_to_timestamp(Some(exit.at))).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> TtrpcResult<StatsResponse> {
+        let container = self.pod.container(&req.id)?;
+        let metrics = stats::stats(&container)?;
+        Ok(StatsResponse { stats: Some(metrics).into(), ..Default::default() })
+    }
+
+    async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> TtrpcResult<ConnectResponse> {
+        // containerd asks this of containers that it has forgotten, too: never an error.
+        let task_pid = self.pod.container(&req.id).map_or(0, |c| c.init.pid().cast_unsigned());
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid,
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
+        // containerd asks after every delete; only the last container ends the shim.
+        if self.pod.is_empty() {
+            info!("the last container is gone, the shim ends");
+            self.exit.signal();
+        } else {
+            debug!("shutdown asked while containers are left");
+        }
+        Ok(Empty::new())
+    }
+}
