@@ -227,3 +227,77 @@ fn syscall(rule: &LinuxSyscall) -> impl Iterator<Item = Value> + '_ {
         json!({ "name": name, "action": action(rule.action()), "errnoRet": rule.errno_ret(), "args": args })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPEC: &str = r#"{
+        "ociVersion": "1.2.0",
+        "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}, "noNewPrivileges": true},
+        "linux": {
+            "cgroupsPath": "/kubepods/pod1/c1",
+            "namespaces": [{"type": "pid"}, {"type": "network", "path": "/run/netns/x"}],
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ERRNO",
+                "architectures": ["SCMP_ARCH_X86_64"],
+                "syscalls": [{
+                    "names": ["read", "clone"],
+                    "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": 0, "value": 2114060288, "op": "SCMP_CMP_MASKED_EQ"}]
+                }]
+            }
+        }
+    }"#;
+
+    fn state_of(spec: &str, systemd: bool) -> Value {
+        let spec: Spec = serde_json::from_str(spec).unwrap();
+        let cgroups = BTreeMap::from([("memory".to_owned(), PathBuf::from("/sys/fs/cgroup/memory/k/c1"))]);
+        let adopted = Adopted {
+            id: "c1",
+            bundle: Path::new("/run/b/c1"),
+            spec: &spec,
+            pid: 42,
+            cgroups: &cgroups,
+            systemd,
+            descriptors: &["/dev/null".into(), "pipe:[1]".into(), "pipe:[2]".into()],
+        };
+        state(&adopted, 777, OffsetDateTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn runc_finds_the_process_its_namespaces_and_its_cgroups() {
+        let state = state_of(SPEC, false);
+        assert_eq!(state["init_process_pid"], 42);
+        assert_eq!(state["init_process_start"], 777);
+        assert_eq!(state["created"], "1970-01-01T00:00:00Z");
+        assert_eq!(state["namespace_paths"]["NEWTIME"], "/proc/42/ns/time");
+        assert_eq!(state["config"]["namespaces"][1], json!({"type": "NEWNET", "path": "/run/netns/x"}));
+        assert_eq!(state["config"]["cgroups"]["path"], "/kubepods/pod1/c1");
+        assert_eq!(state["cgroup_paths"]["memory"], "/sys/fs/cgroup/memory/k/c1");
+    }
+
+    #[test]
+    fn an_exec_is_confined_by_the_new_spec_s_filter() {
+        let seccomp = &state_of(SPEC, false)["config"]["seccomp"];
+        assert_eq!(seccomp["default_action"], 2);
+        assert_eq!(seccomp["architectures"], json!(["amd64"]));
+        let rule = |name| {
+            json!({
+                "name": name, "action": 4, "errnoRet": null,
+                "args": [{"index": 0, "value": 2_114_060_288_u64, "value_two": 0, "op": 7}],
+            })
+        };
+        assert_eq!(seccomp["syscalls"], json!([rule("read"), rule("clone")]));
+        assert_eq!(state_of(SPEC, false)["config"]["no_new_privileges"], true);
+    }
+
+    #[test]
+    fn a_systemd_cgroup_is_named_by_its_parts() {
+        let spec = SPEC.replace("/kubepods/pod1/c1", "pod.slice:cri-containerd:c1");
+        let cgroups = state_of(&spec, true)["config"]["cgroups"].clone();
+        assert_eq!(cgroups["parent"], "pod.slice");
+        assert_eq!(cgroups["scope_prefix"], "cri-containerd");
+        assert_eq!(cgroups["name"], "c1");
+    }
+}

@@ -2,13 +2,15 @@
 //! Task.Checkpoint: freezes a container into CRIU images, over CRIU's RPC, for ordinary and restored containers
 //! alike. The directory stays flat: containerd's archive takes plain files only.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::checkpoint::layer;
+use ::checkpoint::plan::resolve_destinations;
 use containerd_shim_protos::events::task::TaskCheckpointed;
 use criu_rpc::{DumpOptions, ManageCgroups, Swrk, Tcp};
 use log::info;
@@ -98,7 +100,9 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
     options.orphan_pts_master = true;
     options.manage_cgroups = ManageCgroups::Ignore;
     options.freeze_cgroup = cgroups.get("freezer").or_else(|| cgroups.get("")).cloned();
-    options.ext_mounts = external_mounts(&container.spec, &mounts.0);
+    let binds = bind_mountpoints(&container.spec, &container.bundle.join("rootfs"))
+        .map_err(|e| failed("finding its mounts")(e.to_string()))?;
+    options.ext_mounts = external_mounts(&container.spec, &binds, &mounts.0);
     options.external =
         external_namespaces(&container.spec, pid).map_err(|e| failed("reading its namespaces")(e.to_string()))?;
 
@@ -117,45 +121,42 @@ fn criu_program(container: &Container) -> PathBuf {
     prepared.map_or_else(|| PathBuf::from("criu"), |prepared| prepared.source.criu.clone())
 }
 
-/// The mounts that come from outside: binds of the spec, cgroup v1 hierarchies, masked files. Pure.
+/// The mounts that come from outside: binds of the spec, cgroup v1 hierarchies, masked files. `binds` are the
+/// mount points of the spec's binds. Pure.
 ///
 /// Source: runc `libcontainer/criu_linux.go`, addCriuDumpMount and addMaskPaths.
-fn external_mounts(spec: &Spec, mounts: &[MountInfo]) -> Vec<(OsString, PathBuf)> {
+fn external_mounts(spec: &Spec, binds: &BTreeSet<PathBuf>, mounts: &[MountInfo]) -> Vec<(OsString, PathBuf)> {
     let linux = spec.linux().as_ref();
     let masked: Vec<String> = linux.and_then(|linux| linux.masked_paths().clone()).unwrap_or_default();
     let mut external = Vec::new();
     for mount in mounts.iter().filter(|mount| mount.mount_point != Path::new("/")) {
         let at = &mount.mount_point;
         if masked.iter().any(|path| Path::new(path) == at) {
+            // A masked directory is an empty tmpfs, which CRIU dumps.
             if mount.root == "/null" {
                 external.push((at.clone().into_os_string(), PathBuf::from("/dev/null")));
             }
-        } else if mount.fs_type == "cgroup" || !made_inside(spec, mount) {
+        } else if binds.contains(at) || !FRESH.contains(&mount.fs_type.as_str()) {
             external.push((at.clone().into_os_string(), at.clone()));
         }
     }
     external
 }
 
-/// File systems that the OCI runtime mounts fresh in each container, which CRIU dumps by itself.
-const FRESH: [&str; 5] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue"];
+/// File systems that the OCI runtime mounts fresh in each container, which CRIU dumps by itself. A cgroup v2
+/// mount is one when the container has a cgroup namespace, which it has on every unified host.
+const FRESH: [&str; 6] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup2"];
 
-/// Whether a mount is the container's own: of a fresh kind, and either not named in the spec (`/proc/sys` made
-/// read-only, a masked directory) or named there as something else than a bind.
-fn made_inside(spec: &Spec, mount: &MountInfo) -> bool {
-    let binds = spec.mounts().iter().flatten().filter(|m| {
+/// Where the spec's binds are mounted: the runtime resolves links of the image on the way.
+fn bind_mountpoints(spec: &Spec, rootfs: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
+    let resolved = resolve_destinations(spec, open_dir(rootfs)?.as_fd())?;
+    let binds = spec.mounts().iter().flatten().filter(|mount| {
         let bind = |option: &String| option == "bind" || option == "rbind";
-        m.typ().as_deref() == Some("bind") || m.options().iter().flatten().any(bind)
+        mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind)
     });
-    let mut binds = binds.map(|m| m.destination());
-    FRESH.contains(&mount.fs_type.as_str()) && !binds.any(|destination| same(destination, &mount.mount_point))
-}
-
-/// Whether a spec's destination is this mount point. The runtime resolves links of the image on the way, of
-/// which `/var/run` is the one that all images have.
-fn same(destination: &Path, mount_point: &Path) -> bool {
-    destination == mount_point
-        || destination.strip_prefix("/var/run").is_ok_and(|rest| Path::new("/run").join(rest) == mount_point)
+    Ok(binds
+        .map(|mount| resolved.get(mount.destination()).unwrap_or_else(|| mount.destination()).clone())
+        .collect())
 }
 
 /// Namespaces that belong to the pod and not to the container.
@@ -193,9 +194,58 @@ fn inherited_layer(container: &Container, images: &Path) -> Result<(), String> {
     let Some(rootfs) = prepared.source.dir.rootfs() else { return Ok(()) };
     let dir = open_dir(rootfs).map_err(|e| e.to_string())?;
     let file = std::fs::File::create_new(images.join(layer::INHERITED_LAYER)).map_err(|e| e.to_string())?;
-    layer::write(std::os::fd::AsFd::as_fd(&dir), std::io::BufWriter::new(file)).map_err(|e| e.to_string())
+    layer::write(dir.as_fd(), std::io::BufWriter::new(file)).map_err(|e| e.to_string())
 }
 
 fn open_dir(path: &Path) -> std::io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mounts(lines: &[&str]) -> Vec<MountInfo> {
+        lines.iter().map(|line| MountInfo::from_line(line).unwrap()).collect()
+    }
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn what_the_runtime_makes_fresh_is_criu_s_and_what_comes_from_outside_is_external() {
+        let spec = spec(
+            r#"{"ociVersion": "1.2.0", "linux": {"maskedPaths": ["/proc/kcore", "/proc/acpi"]}}"#,
+        );
+        let binds = BTreeSet::from([PathBuf::from("/dev/shm"), PathBuf::from("/etc/hosts")]);
+        let mounts = mounts(&[
+            "10 1 0:50 / / rw - overlay overlay rw,lowerdir=/l",
+            "11 10 0:51 / /proc rw - proc proc rw",
+            "12 11 0:51 /sys /proc/sys ro - proc proc rw",
+            "13 11 0:5 /null /proc/kcore rw - devtmpfs devtmpfs rw",
+            "14 11 0:60 / /proc/acpi ro - tmpfs tmpfs ro",
+            "15 10 0:52 / /dev rw - tmpfs tmpfs rw",
+            "16 15 0:53 / /dev/shm rw - tmpfs shm rw",
+            "17 10 8:1 /pods/hosts /etc/hosts rw - ext4 /dev/vda rw",
+            "18 10 0:30 /kubepods/x /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory",
+        ]);
+        let external = external_mounts(&spec, &binds, &mounts);
+        let pair = |key: &str, value: &str| (OsString::from(key), PathBuf::from(value));
+        assert_eq!(
+            external,
+            [
+                pair("/proc/kcore", "/dev/null"),
+                pair("/dev/shm", "/dev/shm"),
+                pair("/etc/hosts", "/etc/hosts"),
+                pair("/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory"),
+            ]
+        );
+    }
+
+    #[test]
+    fn empty_options_mean_the_container_goes_on() {
+        assert!(!decode(None).unwrap().exit);
+        assert!(!decode(Some(&Any::default())).unwrap().exit);
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use containerd_shim::asynchronous::io::{IoTasks, Pty, Stdio};
 use runc::Io;
-use runc::io::{IoOption, PipedIo};
+use runc::io::{IoOption, NullIo, PipedIo};
 use tokio::net::unix::pipe;
 
 use crate::console::ConsoleSocket;
@@ -44,8 +44,8 @@ impl Wiring {
     /// The pipes, for the runtime's command. A terminal needs none.
     pub(crate) fn io(&self, stdio: &Stdio) -> Option<Arc<dyn Io>> {
         match self {
-            // With no stream at all the runtime's output is wanted for errors, so no driver is set.
-            Self::Pipes(_) if stdio.is_null() => None,
+            // The container would hold the pipes that carry the runtime's own output open for ever.
+            Self::Pipes(_) if stdio.is_null() => Some(Arc::new(NullIo {})),
             Self::Pipes(pipes) => Some(pipes.clone()),
             Self::Terminal(_) => None,
         }
