@@ -3,7 +3,7 @@
 //! restored tasks are in it from their first moment and CRIU itself manages none.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use libcgroups::common::{
@@ -22,6 +22,8 @@ const LEAVE: Duration = Duration::from_secs(10);
 pub(crate) struct Cgroup {
     manager: AnyCgroupManager,
     resources: Option<LinuxResources>,
+    /// Directories in hierarchies that the library leaves out, see [`without_controllers`].
+    others: Vec<PathBuf>,
     kept: bool,
 }
 
@@ -35,13 +37,14 @@ impl Cgroup {
         let path = linux.and_then(|linux| linux.cgroups_path().clone()).ok_or_else(|| {
             Error::InvalidRequest("the spec names no cgroup, and a restored container needs one".into())
         })?;
+        let others = if systemd { Vec::new() } else { without_controllers(&path)? };
         let manager = create_cgroup_manager(CgroupConfig {
             cgroup_path: path,
             systemd_cgroup: systemd,
             container_name: id.to_owned(),
         })
         .map_err(failed("find the cgroup hierarchies"))?;
-        Ok(Self { manager, resources: linux.and_then(|linux| linux.resources().clone()), kept: false })
+        Ok(Self { manager, resources: linux.and_then(|linux| linux.resources().clone()), others, kept: false })
     }
 
     /// Makes the cgroup, sets the spec's limits and device rules, and puts `pid` into it.
@@ -49,7 +52,12 @@ impl Cgroup {
     /// # Errors
     /// When the kernel refuses any of it.
     pub(crate) fn place(&self, pid: i32) -> Result<(), Error> {
-        let task = nix_pid(pid);
+        for directory in &self.others {
+            let joined = std::fs::create_dir_all(directory)
+                .and_then(|()| std::fs::write(directory.join("cgroup.procs"), pid.to_string()));
+            joined.map_err(Error::io(format!("put CRIU into {}", directory.display())))?;
+        }
+        let task = nix::unistd::Pid::from_raw(pid);
         self.manager.add_task(task).map_err(failed("put CRIU into the container's cgroup"))?;
         if let Some(resources) = &self.resources {
             let options =
@@ -85,6 +93,10 @@ impl Drop for Cgroup {
             return;
         }
         self.kill_all();
+        for directory in &self.others {
+            // Not there when the restore failed before it was made.
+            let _ = std::fs::remove_dir(directory);
+        }
         if let Err(e) = self.manager.remove() {
             log::warn!("cannot remove the cgroup of a failed restore: {e}");
         }
@@ -120,6 +132,19 @@ pub(crate) fn paths(pid: i32) -> Result<BTreeMap<String, PathBuf>, Error> {
     Ok(paths)
 }
 
+/// The directories of cgroup `path` in hierarchies without controllers, where the OCI runtime puts a container as
+/// well: named ones (`name=systemd`), and the v2 one of a hybrid host. Empty on a pure v2 host.
+fn without_controllers(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mounts = ProcFs::myself().and_then(|process| process.mountinfo()).map_err(failed("read the mounts"))?;
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let hybrid = mounts.0.iter().any(|mount| mount.fs_type == "cgroup");
+    let bare = |mount: &&procfs::process::MountInfo| match mount.fs_type.as_str() {
+        "cgroup" => mount.super_options.contains_key("name"),
+        other => hybrid && other == "cgroup2",
+    };
+    Ok(mounts.0.iter().filter(bare).map(|mount| mount.mount_point.join(relative)).collect())
+}
+
 /// The cgroup v1 mounts of a container with `spec`: where each hierarchy appears inside, and the container's own
 /// directory of it on the host. Empty where the spec mounts none, or on cgroup v2.
 ///
@@ -149,8 +174,4 @@ fn named(mount: &procfs::process::MountInfo, controller: &str) -> bool {
 
 fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Error {
     move |e| Error::Io { what: what.to_owned(), source: std::io::Error::other(e.to_string()) }
-}
-
-fn nix_pid(pid: i32) -> nix::unistd::Pid {
-    nix::unistd::Pid::from_raw(pid)
 }

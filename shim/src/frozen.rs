@@ -3,7 +3,7 @@
 //! nothing.
 
 use ::checkpoint::container_dir::ContainerDir;
-use ::checkpoint::plan::{Capabilities, Claims, Frozen, FrozenMount, OwnNamespaces};
+use ::checkpoint::plan::{Capabilities, Claims, Frozen, FrozenMount, Lsm, OwnNamespaces};
 use criu_rpc::image::{Core, Ids, ImagesDir, Inventory, LoadError, Mountpoints, Netns, Pidns, Pstree, Task};
 
 /// The images of one container, read once.
@@ -43,7 +43,7 @@ impl Images {
         let dir = ImagesDir::open(container.images_dir().try_clone_to_owned()?);
         let inventory: Inventory = dir.load("inventory.img")?;
         let pstree: Pstree = dir.load("pstree.img")?;
-        let root = pstree.tasks().first().ok_or(ImagesError::NoProcess)?;
+        let root = pstree.tasks.first().ok_or(ImagesError::NoProcess)?;
         let ids: Ids = dir.load(&format!("ids-{}.img", root.pid))?;
         let names = dir.names()?;
         let of_namespace = |stem: &str, id: Option<u32>| {
@@ -54,25 +54,29 @@ impl Images {
         let mounts: Mountpoints = dir.load(&mountpoints)?;
         let key = |key: Option<std::ffi::OsString>| key.and_then(|key| key.into_string().ok());
         let network_key = match of_namespace("netns", ids.net_ns) {
-            Some(name) => key(dir.load::<Netns>(&name)?.ext_key()),
+            Some(name) => key(dir.load::<Netns>(&name)?.ext_key),
             None => None,
         };
         let pid_key = match of_namespace("pidns", ids.pid_ns) {
-            Some(name) => key(dir.load::<Pidns>(&name)?.ext_key()),
+            Some(name) => key(dir.load::<Pidns>(&name)?.ext_key),
             None => None,
         };
         let spec = container.spec().map_err(|e| ImagesError::Dump(e.to_string()))?;
         let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
         let frozen = Frozen {
-            image: container.record().image_name.clone(),
+            image: container.record().image.name.clone(),
             mounts: mounts.mounts().iter().map(frozen_mount).collect(),
             network_key,
             pid_key,
             own: own_namespaces(&ids, inventory.root_ids().as_ref()),
-            threads: claims(&dir, pstree.tasks())?,
+            threads: claims(&dir, &pstree.tasks)?,
             stdio: container.stdio().map_err(|e| ImagesError::Dump(e.to_string()))?,
             terminal,
-            lsm: inventory.lsm_type().into(),
+            lsm: match inventory.lsm() {
+                criu_rpc::image::Lsm::None => Lsm::None,
+                criu_rpc::image::Lsm::Selinux => Lsm::Selinux,
+                criu_rpc::image::Lsm::Apparmor => Lsm::Apparmor,
+            },
         };
         Ok(Self { frozen, utsns: of_namespace("utsns", ids.uts_ns), dir })
     }
@@ -116,7 +120,7 @@ fn claims(dir: &ImagesDir, tasks: &[Task]) -> Result<Vec<Claims>, LoadError> {
             all.push(Claims {
                 pid: task.pid,
                 tid,
-                comm: core.comm.clone(),
+                comm: core.comm.to_string_lossy().into_owned(),
                 uids: [creds.uid, creds.euid, creds.suid, creds.fsuid],
                 gids: [creds.gid, creds.egid, creds.sgid, creds.fsgid],
                 groups: creds.groups.clone(),
@@ -129,7 +133,7 @@ fn claims(dir: &ImagesDir, tasks: &[Task]) -> Result<Vec<Claims>, LoadError> {
                 },
                 no_new_privs: creds.no_new_privs,
                 seccomp_mode: core.seccomp_mode,
-                lsm_profile: creds.lsm_profile.clone(),
+                lsm_profile: creds.lsm_profile.as_ref().map(|profile| profile.to_string_lossy().into_owned()),
             });
         }
     }

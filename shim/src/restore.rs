@@ -3,7 +3,7 @@
 //! are told to keep what they made.
 //!
 //! ```text
-//! links and rewritten images → mount points → CRIU spawned → into the new cgroup → RESTORE request
+//! rewritten images → mount points → CRIU spawned → into the new cgroup → RESTORE request
 //!        → known to runc → CRIU has exited
 //! ```
 //!
@@ -101,7 +101,10 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
             log::debug!("CRIU: {}", event.script());
             Ok(())
         })
-        .map_err(prepared.failed("CRIU"))?;
+        .map_err(|e| {
+            workspace.sweep();
+            prepared.failed("CRIU")(e)
+        })?;
     let adopted = adopt::Adopted {
         id: &container.id,
         bundle: &container.bundle,

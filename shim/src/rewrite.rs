@@ -1,19 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The private images directory of one restore: links to the checkpoint's images, and rewritten copies of the
-//! few small ones that must differ in the new pod. The checkpoint itself is never written to.
+//! The private images directory of one restore: rewritten copies of the few small images that must differ in the
+//! new pod, laid over all the others. The checkpoint itself is never written to.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ::checkpoint::container_dir::ContainerDir;
-use criu_rpc::image::{Inventory, Utsns, View};
+use criu_rpc::image::{Inventory, Utsns};
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+};
 
 use crate::error::Error;
 use crate::frozen::Images;
 
-/// Where a restore keeps its links, rewritten images and CRIU's log, in the bundle. On tmpfs; below 1 MB.
+/// Where a restore keeps rewritten images and CRIU's log, in the bundle. On tmpfs; below 1 MB.
 const DIRECTORY: &str = "restore";
+
+/// Where CRIU assembles mount namespaces. Source: CRIU 4.2 criu/mount.c, mntns roots.
+const ROOTS: &str = "/tmp/.criu.mntns.";
+
+/// How much of CRIU's log is searched for that, in bytes; it stands near the beginning.
+const LOG_LIMIT: u64 = 1 << 20;
 
 /// The private directory of one restore; removed on drop unless kept.
 #[derive(Debug)]
@@ -44,6 +54,21 @@ impl Workspace {
         open_dir(&self.path)
     }
 
+    /// Removes the directory in /tmp that a failed CRIU leaves: it cannot remove it while its child still has
+    /// mounts below it. The name is taken from its log, because removing another restore's would break that one.
+    pub(crate) fn sweep(&self) {
+        let Ok(log) = std::fs::File::open(self.path.join("restore.log")) else { return };
+        let mut text = Vec::new();
+        if log.take(LOG_LIMIT).read_to_end(&mut text).is_err() {
+            return;
+        }
+        let text = String::from_utf8_lossy(&text);
+        let Some((_, rest)) = text.split_once(ROOTS) else { return };
+        let unique: String = rest.chars().take_while(char::is_ascii_alphanumeric).collect();
+        // Gone already in most failures.
+        let _ = std::fs::remove_dir(format!("{ROOTS}{unique}"));
+    }
+
     /// Leaves it in the bundle, which containerd removes with the container.
     pub(crate) fn keep(mut self) {
         self.kept = true;
@@ -60,10 +85,9 @@ impl Drop for Workspace {
     }
 }
 
-/// Fills `into` with links to all images of `container` and the rewritten ones, and opens it.
+/// Writes the rewritten images into the directory `into`, and opens them together with all others of `container`.
 ///
 /// `hostname` is that of the new sandbox: CRIU writes the images' name into the pod's UTS namespace.
-/// The links go through this process's own descriptor of the images directory, so they mean what was checked.
 ///
 /// # Errors
 /// When an image cannot be read, or the directory not written.
@@ -80,23 +104,28 @@ pub(crate) fn rewrite(
         utsns.set_domainname(domainname);
         rewritten.push((name.clone(), utsns.into_image().to_bytes()));
     }
-    let source = format!("/proc/{}/fd/{}", std::process::id(), container.images_dir().as_raw_fd());
-    for image in container.images() {
-        let to = into.join(&image.name);
-        match rewritten.iter().find(|(name, _)| *name == image.name) {
-            Some((_, bytes)) => std::fs::write(&to, bytes),
-            None => std::os::unix::fs::symlink(format!("{source}/{}", image.name), &to),
-        }
-        .map_err(Error::io(format!("prepare image {}", image.name)))?;
+    for (name, bytes) in rewritten {
+        std::fs::write(into.join(&name), bytes).map_err(Error::io(format!("write image {name}")))?;
     }
-    open_dir(into)
+    merge(open_dir(into)?.as_fd(), container.images_dir()).map_err(Error::io("lay the rewritten images over the others"))
+}
+
+/// A read-only overlay of `rewritten` over `images`, mounted nowhere: CRIU opens it by descriptor, from inside the
+/// container's root too, where links would lead nowhere. It is gone when the descriptor is closed.
+fn merge(rewritten: BorrowedFd<'_>, images: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let layers = format!("/proc/self/fd/{}:/proc/self/fd/{}", rewritten.as_raw_fd(), images.as_raw_fd());
+    fsconfig_set_string(overlay.as_fd(), "lowerdir", layers)?;
+    fsconfig_create(overlay.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
+    fsmount(overlay.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// The inventory with network locking off: unlocking costs 25 to 60 ms of iptables, and a restore into a new
 /// network namespace has nothing to protect. CRIU takes the method from here, not from its request.
 fn inventory(images: &Images) -> Result<Vec<u8>, Error> {
     let mut inventory: Inventory = images.dir.load("inventory.img").map_err(unreadable)?;
-    inventory.set_network_lock_skip();
+    inventory.skip_network_lock();
     Ok(inventory.into_image().to_bytes())
 }
 

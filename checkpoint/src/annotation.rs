@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a pod asks of thaw: the annotation keys under `thaw.dev/` and their grammar.
+//!
+//! Invariant: a key or value that is not understood is an error and never ignored; all errors come at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::reference::{Lineage, LineageError, Reference, ReferenceError, is_dns_label, shortened};
+
+/// Keys that begin so are thaw's; all others belong to somebody else.
+pub const PREFIX: &str = "thaw.dev/";
+/// Which checkpoint to restore into every container of the pod.
+pub const RESTORE: &str = "thaw.dev/restore";
+/// Before a container's name: which checkpoint to restore into that container.
+pub const RESTORE_CONTAINER: &str = "thaw.dev/restore.";
+/// The line of checkpoints that the pod belongs to.
+pub const LINEAGE: &str = "thaw.dev/lineage";
+/// What to do where there is nothing to restore.
+pub const IF_MISSING: &str = "thaw.dev/if-missing";
+/// What to do where the restore failed.
+pub const IF_FAILED: &str = "thaw.dev/if-failed";
+/// Keys that only the node itself may set.
+pub const INTERNAL: &str = "thaw.dev/internal.";
+
+/// What an error lists as known.
+const KNOWN: &str = "thaw.dev/restore, thaw.dev/restore.<container>, thaw.dev/lineage, thaw.dev/if-missing, thaw.dev/if-failed";
+
+/// What happens instead of a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// The container starts afresh.
+    Start,
+    /// The container does not start.
+    Fail,
+}
+
+/// Which annotation asked for the restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// `thaw.dev/restore`: a container that the checkpoint does not hold starts normally.
+    Pod,
+    /// `thaw.dev/restore.<container>`: the checkpoint must hold this container.
+    Container,
+}
+
+/// What the pod asks for one of its containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreRequest {
+    /// Which checkpoint.
+    pub reference: Reference,
+    /// Which annotation named it.
+    pub scope: Scope,
+    /// What happens where the checkpoint does not exist.
+    pub if_missing: Otherwise,
+    /// What happens where the checkpoint cannot be restored.
+    pub if_failed: Otherwise,
+}
+
+/// Everything that a pod asks of thaw.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodOptions {
+    restore: Option<Reference>,
+    restore_container: BTreeMap<String, Reference>,
+    lineage: Option<Lineage>,
+    if_missing: Option<Otherwise>,
+    if_failed: Option<Otherwise>,
+}
+
+/// One annotation that thaw does not accept.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnnotationError {
+    /// No such key.
+    #[error("annotation {key:?} is not known: the keys are {KNOWN}")]
+    Unknown {
+        /// The key, shortened.
+        key: String,
+    },
+    /// A key that only the node may set.
+    #[error("annotation {key:?} is reserved for the node: remove it from the pod")]
+    Reserved {
+        /// The key, shortened.
+        key: String,
+    },
+    /// The key names no possible container.
+    #[error(
+        "annotation {key:?} does not name a container: after `restore.` comes the name of a container of the pod"
+    )]
+    Container {
+        /// The key, shortened.
+        key: String,
+    },
+    /// The value is not a reference.
+    #[error("annotation {key:?}: {reason}")]
+    Reference {
+        /// The key.
+        key: String,
+        /// What is wrong with the value.
+        reason: ReferenceError,
+    },
+    /// The value is not a DNS label.
+    #[error(
+        "annotation {LINEAGE:?}: {value:?} is not a DNS label: lower-case letters, digits and '-' inside, at most 63 characters"
+    )]
+    Lineage {
+        /// The value, shortened.
+        value: String,
+    },
+    /// The value is not one of two words.
+    #[error("annotation {key:?}: {value:?} is not allowed: write start or fail")]
+    Choice {
+        /// The key.
+        key: String,
+        /// The value, shortened.
+        value: String,
+    },
+}
+
+/// Every annotation of the pod that thaw does not accept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnnotationErrors(pub Vec<AnnotationError>);
+
+impl std::error::Error for AnnotationErrors {}
+
+impl fmt::Display for AnnotationErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        crate::faults::join(f, &self.0)
+    }
+}
+
+impl PodOptions {
+    /// Reads a pod's annotations; keys of others are ignored.
+    ///
+    /// # Errors
+    /// Every key under `thaw.dev/` that is unknown or reserved, and every bad value, in one error.
+    pub fn parse<'a>(
+        annotations: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, AnnotationErrors> {
+        let mut options = Self::default();
+        let mut errors: Vec<_> = annotations
+            .into_iter()
+            .filter(|(key, _)| key.starts_with(PREFIX))
+            .filter_map(|(key, value)| options.set(key, value).err())
+            .collect();
+        // The annotations come out of a hash map; the user wants the same message each time.
+        errors.sort_by_key(ToString::to_string);
+        if errors.is_empty() { Ok(options) } else { Err(AnnotationErrors(errors)) }
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), AnnotationError> {
+        let reference =
+            || value.parse().map_err(|reason| AnnotationError::Reference { key: shortened(key), reason });
+        match key {
+            RESTORE => self.restore = Some(reference()?),
+            LINEAGE if is_dns_label(value) => self.lineage = value.parse().ok(),
+            LINEAGE => return Err(AnnotationError::Lineage { value: shortened(value) }),
+            IF_MISSING => self.if_missing = Some(choice(key, value)?),
+            IF_FAILED => self.if_failed = Some(choice(key, value)?),
+            _ if key.starts_with(INTERNAL) => return Err(AnnotationError::Reserved { key: shortened(key) }),
+            _ => match key.strip_prefix(RESTORE_CONTAINER) {
+                Some(container) if is_dns_label(container) => {
+                    self.restore_container.insert(container.to_owned(), reference()?);
+                }
+                Some(_) => return Err(AnnotationError::Container { key: shortened(key) }),
+                None => return Err(AnnotationError::Unknown { key: shortened(key) }),
+            },
+        }
+        Ok(())
+    }
+
+    /// What the pod asks for this container; `None`: start it normally.
+    #[must_use]
+    pub fn for_container(&self, container: &str) -> Option<RestoreRequest> {
+        let own = self.restore_container.get(container).map(|reference| (reference, Scope::Container));
+        let (reference, scope) =
+            own.or_else(|| self.restore.as_ref().map(|reference| (reference, Scope::Pod)))?;
+        let default = if *reference == Reference::Latest { Otherwise::Start } else { Otherwise::Fail };
+        Some(RestoreRequest {
+            reference: reference.clone(),
+            scope,
+            if_missing: self.if_missing.unwrap_or(default),
+            if_failed: self.if_failed.unwrap_or(Otherwise::Fail),
+        })
+    }
+
+    /// The pod's lineage: what the annotation says, or else the pod's name.
+    ///
+    /// # Errors
+    /// Without the annotation, when the name is not one that a pod can have.
+    pub fn lineage(&self, pod_name: &str) -> Result<Lineage, LineageError> {
+        self.lineage.clone().map_or_else(|| pod_name.parse(), Ok)
+    }
+}
+
+fn choice(key: &str, value: &str) -> Result<Otherwise, AnnotationError> {
+    match value {
+        "start" => Ok(Otherwise::Start),
+        "fail" => Ok(Otherwise::Fail),
+        _ => Err(AnnotationError::Choice { key: key.to_owned(), value: shortened(value) }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The small JSON files that come with a container's images: `config.dump`, `spec.dump`, `status.dump`,
+//! `checkpoint/descriptors.json` and `deleted.files`.
+//!
+//! Only what thaw uses is read; everything else in them is tolerated. Source for the names and keys:
+//! checkpointctl lib/metadata.go; containerd, CRI-O and Podman write them.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// The longest of these files that is read, in bytes.
+pub const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+/// The container's configuration.
+pub const CONFIG: &str = "config.dump";
+/// The container's OCI spec.
+pub const SPEC: &str = "spec.dump";
+/// The container's CRI status.
+pub const STATUS: &str = "status.dump";
+/// What the standard streams were, among the CRIU images. Source: runc libcontainer/criu_linux.go.
+pub const DESCRIPTORS: &str = "descriptors.json";
+/// What the container had deleted, in archives of CRI-O and Podman.
+pub const DELETED_FILES: &str = "deleted.files";
+/// The difference of the container's root file system to its image.
+pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
+
+/// `config.dump`, as containerd, CRI-O and Podman all write it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConfigDump {
+    /// The container's id.
+    pub id: String,
+    /// The container's name; under CRI-O and Podman not the one in the pod's spec.
+    pub name: String,
+    /// The image's name.
+    pub rootfs_image_name: Option<String>,
+    /// The image's id, or its name, by producer.
+    pub rootfs_image: Option<String>,
+    /// Name and digest, or the image's id.
+    pub rootfs_image_ref: Option<String>,
+    /// The OCI runtime.
+    pub runtime: Option<String>,
+    /// When it was frozen, RFC 3339.
+    pub checkpointed_time: Option<String>,
+}
+
+/// `spec.dump`: the annotations of the OCI spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct SpecDump {
+    /// The annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// `status.dump`: the CRI `ContainerStatus`, written by containerd from 2.1 on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct StatusDump {
+    /// Labels, with the pod's name and namespace among them.
+    pub labels: BTreeMap<String, String>,
+    /// The name of the image by which the container was created.
+    pub image: Option<StatusImage>,
+}
+
+/// The image in `status.dump`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct StatusImage {
+    /// The name.
+    pub image: String,
+}
+
+/// One of the files is not what it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("{file} cannot be understood")]
+pub struct DumpError {
+    /// Which file.
+    pub file: &'static str,
+    /// Why.
+    pub source: serde_json::Error,
+}
+
+/// Reads one of these files from its JSON.
+///
+/// # Errors
+/// When it is not JSON or has a field of another type.
+pub fn parse<T: DeserializeOwned>(file: &'static str, json: &[u8]) -> Result<T, DumpError> {
+    serde_json::from_slice(json).map_err(|source| DumpError { file, source })
+}
+
+/// What descriptors 0, 1 and 2 were, from `descriptors.json`: `pipe:[47029]`, `/dev/null`, ... or `None` if not open.
+///
+/// # Errors
+/// When it is not a JSON list of strings and nulls.
+pub fn stdio(json: &[u8]) -> Result<[Option<String>; 3], DumpError> {
+    let mut names = parse::<Vec<Option<String>>>(DESCRIPTORS, json)?.into_iter();
+    Ok(std::array::from_fn(|_| names.next().flatten()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_first_three_descriptors_are_the_standard_streams() {
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(
+            stdio(br#"["/dev/null","pipe:[47029]","pipe:[47033]","socket:[1]"]"#).unwrap(),
+            [named("/dev/null"), named("pipe:[47029]"), named("pipe:[47033]")]
+        );
+        assert_eq!(stdio(br#"[null,"pipe:[1]"]"#).unwrap(), [None, named("pipe:[1]"), None]);
+        assert!(stdio(br#"{"0":"pipe:[1]"}"#).is_err());
+        assert!(stdio(br#"[1,2,3]"#).is_err());
+    }
+
+    #[test]
+    fn unknown_keys_of_a_config_are_tolerated() {
+        let config: ConfigDump =
+            parse(CONFIG, br#"{"id":"a","name":"b","rootfsImageName":"c","runtime":"runc","x":[1]}"#)
+                .unwrap();
+        assert_eq!(config.rootfs_image_name.as_deref(), Some("c"));
+        assert_eq!(config.runtime.as_deref(), Some("runc"));
+        assert!(parse::<ConfigDump>(CONFIG, b"[").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_without_panic(bytes: Vec<u8>, list in "[\\[\\]\",:a-z0-9]{0,40}") {
+            let _ = stdio(&bytes);
+            let _ = stdio(list.as_bytes());
+            let _ = parse::<ConfigDump>(CONFIG, &bytes);
+        }
+    }
+}

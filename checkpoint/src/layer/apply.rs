@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Unpacks a layer's tar, and a list of deletions, onto an upper directory.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use sha2::{Digest, Sha256};
+use tar::{Entry, EntryType};
+
+use super::upper::Upper;
+use super::{Existing, OPAQUE, PAX_XATTR, WHITEOUT, above, carried_xattr, existing, plain_path};
+use crate::beneath;
+use crate::manifest::Rootfs;
+
+/// The layers of one container, being put one on top of the other into one upper directory.
+#[derive(Debug)]
+pub struct Stack<'a> {
+    dir: BorrowedFd<'a>,
+    implied: BTreeSet<PathBuf>,
+    rootfs: Rootfs,
+}
+
+/// The layer cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The tar cannot be read.
+    #[error("the layer cannot be read after {last:?}")]
+    Read {
+        /// The last path that could be.
+        last: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The tar ends too early.
+    #[error("the layer is truncated: it ends after {last:?}, without an end mark")]
+    Truncated {
+        /// The last path in it.
+        last: PathBuf,
+    },
+    /// A path would lead outside.
+    #[error("the layer has the path {path:?}, which {problem}")]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Something that has no place in a layer.
+    #[error("the layer has {path:?} of a type that no layer can have ({kind:?})")]
+    Type {
+        /// The path.
+        path: PathBuf,
+        /// Its type.
+        kind: EntryType,
+    },
+    /// The list of deletions is not one.
+    #[error("deleted.files is not a list of paths")]
+    Deleted(#[source] serde_json::Error),
+    /// It cannot be written.
+    #[error("cannot write {path:?} of the layer")]
+    Write {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl<'a> Stack<'a> {
+    /// Begins with the empty directory `dir`.
+    #[must_use]
+    pub fn new(dir: BorrowedFd<'a>) -> Self {
+        Self { dir, implied: BTreeSet::new(), rootfs: Rootfs::default() }
+    }
+
+    /// Unpacks an uncompressed tar on top of what is there. Reads to the end of `tar`.
+    ///
+    /// Needs the privilege to give files away and to set `trusted` attributes.
+    ///
+    /// # Errors
+    /// All of [`ApplyError`] but `Deleted`; then the directory is in no defined state.
+    pub fn apply(&mut self, tar: impl Read) -> Result<(), ApplyError> {
+        let upper = Upper::new(self.dir, std::mem::take(&mut self.implied));
+        let mut layer = Layer { upper, bytes: 0, times: Vec::new(), last: PathBuf::new() };
+        let mut archive = tar::Archive::new(Source { tar, hash: Sha256::new(), ended: false });
+        layer.unpack_all(&mut archive)?;
+        let mut source = archive.into_inner();
+        if source.ended {
+            return Err(ApplyError::Truncated { last: layer.last });
+        }
+        let last = layer.last;
+        io::copy(&mut source, &mut io::sink()).map_err(|source| ApplyError::Read { last, source })?;
+        self.rootfs.bytes = self.rootfs.bytes.saturating_add(layer.bytes);
+        self.rootfs.layers.push(crate::digest::hexadecimal(&source.hash.finalize()));
+        self.implied = layer.upper.into_implied();
+        Ok(())
+    }
+
+    /// Deletes what `deleted.files` of a CRI-O or Podman archive lists: a JSON list of absolute paths.
+    ///
+    /// # Errors
+    /// `Deleted`, `Path` and `Write`.
+    pub fn delete(&mut self, json: &[u8]) -> Result<(), ApplyError> {
+        let mut upper = Upper::new(self.dir, std::mem::take(&mut self.implied));
+        for path in serde_json::from_slice::<Vec<PathBuf>>(json).map_err(ApplyError::Deleted)? {
+            let relative = plain_path(path.strip_prefix("/").unwrap_or(&path))
+                .map_err(|problem| ApplyError::Path { path: path.clone(), problem })?;
+            match relative.file_name() {
+                Some(name) => {
+                    upper.whiteout(&relative, name).map_err(|source| ApplyError::Write { path, source })?;
+                }
+                None => return Err(ApplyError::Path { path, problem: "is the root directory" }),
+            }
+        }
+        self.implied = upper.into_implied();
+        Ok(())
+    }
+
+    /// What the manifest records of the layers.
+    #[must_use]
+    pub fn finish(mut self) -> Rootfs {
+        let paths = self.implied.into_iter().filter_map(|path| path.into_os_string().into_string().ok());
+        self.rootfs.implied_directories = paths.collect();
+        self.rootfs
+    }
+}
+
+/// Hashes what is read, and notes whether the end was reached.
+struct Source<R> {
+    tar: R,
+    hash: Sha256,
+    ended: bool,
+}
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.tar.read(buffer)?;
+        self.ended |= read == 0 && !buffer.is_empty();
+        self.hash.update(buffer.get(..read).unwrap_or_default());
+        Ok(read)
+    }
+}
+
+struct Layer<'a> {
+    upper: Upper<'a>,
+    bytes: u64,
+    /// When directories were last changed: set at the end, since filling them changes it.
+    times: Vec<(PathBuf, Timespec)>,
+    last: PathBuf,
+}
+
+impl Layer<'_> {
+    fn unpack_all<R: Read>(&mut self, archive: &mut tar::Archive<R>) -> Result<(), ApplyError> {
+        let read = |last: &Path, source| ApplyError::Read { last: last.to_owned(), source };
+        for entry in archive.entries().map_err(|source| read(&self.last, source))? {
+            let mut entry = entry.map_err(|source| read(&self.last, source))?;
+            let path = Path::new(OsStr::from_bytes(&entry.path_bytes())).to_owned();
+            let plain = plain_path(&path).map_err(|problem| ApplyError::Path { path, problem })?;
+            // The top directory itself: its attributes come from the container's own upper directory.
+            if let Some(name) = plain.file_name()
+                && entry.header().entry_type() != EntryType::XGlobalHeader
+            {
+                self.unpack(&mut entry, &plain, name)?;
+            }
+            self.last = plain;
+        }
+        for (path, time) in self.times.drain(..) {
+            // A directory may have been replaced by something else later on.
+            if let Ok(dir) = self.upper.open_dir(&path) {
+                rustix::fs::futimens(dir, &Timestamps { last_access: time, last_modification: time })
+                    .map_err(|error| ApplyError::Write { path, source: error.into() })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn unpack<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        path: &Path,
+        name: &OsStr,
+    ) -> Result<(), ApplyError> {
+        let failed = |source| ApplyError::Write { path: path.to_owned(), source };
+        if name == OPAQUE {
+            return self.upper.opaque(above(path)).map_err(failed);
+        }
+        if let Some(deleted) = name.as_bytes().strip_prefix(WHITEOUT.as_bytes()) {
+            return match deleted {
+                b"" | b"." | b".." => Err(ApplyError::Path {
+                    path: path.to_owned(),
+                    problem: "deletes nothing that can have a name",
+                }),
+                // aufs' own files; nobody has made layers of it for years. Source: OCI image-spec layer.md.
+                deleted if deleted.starts_with(WHITEOUT.as_bytes()) => Ok(()),
+                deleted => {
+                    let deleted = OsStr::from_bytes(deleted);
+                    self.upper.whiteout(&path.with_file_name(deleted), deleted).map_err(failed)
+                }
+            };
+        }
+        let is_link = entry.header().entry_type().is_hard_link();
+        let link = if is_link { Some(link_target(entry, path)?) } else { None };
+        let attributes =
+            Attributes::of(entry).map_err(|source| ApplyError::Read { last: path.to_owned(), source })?;
+        match self.place(entry, path, name, link.as_deref()).map_err(failed)? {
+            None => {
+                let kind = entry.header().entry_type();
+                Err(ApplyError::Type { path: path.to_owned(), kind })
+            }
+            // Another name of a file whose attributes are set.
+            Some(_) if link.is_some() => Ok(()),
+            Some(parent) => {
+                if entry.header().entry_type().is_dir() {
+                    self.times.push((path.to_owned(), attributes.time));
+                }
+                attributes.set(&parent, name, entry.header().entry_type()).map_err(failed)
+            }
+        }
+    }
+
+    /// Makes what the entry describes, without its attributes, and opens the directory that it lies in; `None` when
+    /// no layer can have such a thing.
+    fn place<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        path: &Path,
+        name: &OsStr,
+        link: Option<&Path>,
+    ) -> io::Result<Option<OwnedFd>> {
+        let kind = entry.header().entry_type();
+        if kind.is_dir() {
+            let parent = self.upper.directory(path, name)?;
+            self.upper.describe(path);
+            return Ok(Some(parent));
+        }
+        if let Some(target) = link {
+            return self.link(target, path, name).map(Some);
+        }
+        let special = if kind.is_character_special() {
+            Some((FileType::CharacterDevice, device(entry)?))
+        } else if kind.is_block_special() {
+            Some((FileType::BlockDevice, device(entry)?))
+        } else {
+            kind.is_fifo().then_some((FileType::Fifo, 0))
+        };
+        if special.is_none()
+            && !(kind.is_symlink() || kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse())
+        {
+            return Ok(None);
+        }
+        let parent = self.upper.room(path, name)?;
+        if let Some((special, device)) = special {
+            rustix::fs::mknodat(&parent, name, special, Mode::empty(), device)?;
+        } else if kind.is_symlink() {
+            let target = entry.link_name_bytes().unwrap_or_default().into_owned();
+            rustix::fs::symlinkat(OsStr::from_bytes(&target), &parent, name)?;
+        } else {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mut file = File::from(rustix::fs::openat(&parent, name, flags, Mode::RUSR | Mode::WUSR)?);
+            let copied = io::copy(entry, &mut file)?;
+            if copied != entry.size() {
+                let text = "the layer ends inside this file";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+            }
+            self.bytes = self.bytes.saturating_add(copied);
+        }
+        Ok(Some(parent))
+    }
+
+    /// Makes another name for a file of this or an earlier layer.
+    fn link(&mut self, target: &Path, path: &Path, name: &OsStr) -> io::Result<OwnedFd> {
+        let dir = self.upper.open_dir(above(target)).ok();
+        let found = dir.zip(target.file_name()).filter(|_| target != path);
+        match found {
+            Some((dir, target)) if existing(&dir, target)? == Existing::Other => {
+                let parent = self.upper.room(path, name)?;
+                rustix::fs::linkat(dir, target, &parent, name, AtFlags::empty())?;
+                Ok(parent)
+            }
+            _ => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("it is a hard link to {target:?}, which the layer does not have"),
+            )),
+        }
+    }
+}
+
+fn link_target<R: Read>(entry: &Entry<'_, R>, path: &Path) -> Result<PathBuf, ApplyError> {
+    let target = Path::new(OsStr::from_bytes(&entry.link_name_bytes().unwrap_or_default())).to_owned();
+    // Docker and containerd write the target relative to the top, some others with a slash before it.
+    plain_path(target.strip_prefix("/").unwrap_or(&target)).map_err(|_| ApplyError::Path {
+        path: path.to_owned(),
+        problem: "is a hard link to something outside",
+    })
+}
+
+fn device<R: Read>(entry: &Entry<'_, R>) -> io::Result<u64> {
+    let header = entry.header();
+    let (major, minor) = (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
+    Ok(rustix::fs::makedev(major, minor))
+}
+
+/// Everything of an entry but its name, type and content.
+struct Attributes {
+    owner: (Uid, Gid),
+    mode: Mode,
+    time: Timespec,
+    xattrs: Vec<(String, Vec<u8>)>,
+}
+
+impl Attributes {
+    fn of<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<Self> {
+        let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "owner"));
+        let header = entry.header();
+        let owner = (Uid::from_raw(id(header.uid()?)?), Gid::from_raw(id(header.gid()?)?));
+        let mode = Mode::from_raw_mode(header.mode()? & 0o7777);
+        let seconds = i64::try_from(header.mtime()?).unwrap_or(0);
+        let mut attributes =
+            Self { owner, mode, time: Timespec { tv_sec: seconds, tv_nsec: 0 }, xattrs: Vec::new() };
+        for record in entry.pax_extensions()?.into_iter().flatten() {
+            let record = record?;
+            match record.key() {
+                Ok("mtime") => {
+                    attributes.time = record.value().ok().and_then(parse_time).unwrap_or(attributes.time);
+                }
+                Ok(key) => {
+                    if let Some(name) = key.strip_prefix(PAX_XATTR).filter(|name| carried_xattr(name)) {
+                        attributes.xattrs.push((name.to_owned(), record.value_bytes().to_owned()));
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(attributes)
+    }
+
+    /// Owner first: changing it takes set-user-id bits and capabilities away.
+    fn set(&self, parent: &OwnedFd, name: &OsStr, kind: EntryType) -> io::Result<()> {
+        rustix::fs::chownat(parent, name, Some(self.owner.0), Some(self.owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
+        for (key, value) in &self.xattrs {
+            let path = beneath::proc_path(parent.as_fd(), name);
+            match rustix::fs::lsetxattr(path, key.as_str(), value, XattrFlags::empty()) {
+                Ok(()) => {}
+                Err(error) => return Err(io::Error::other(format!("attribute {key}: {error}"))),
+            }
+        }
+        if kind != EntryType::Symlink {
+            rustix::fs::chmodat(parent, name, self.mode, AtFlags::empty())?;
+        }
+        if kind != EntryType::Directory {
+            let times = Timestamps { last_access: self.time, last_modification: self.time };
+            rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    }
+}
+
+/// `1700000000.123456789`, as in a PAX record.
+fn parse_time(text: &str) -> Option<Timespec> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = fraction.chars().chain("000000000".chars()).take(9).collect::<String>();
+    Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: digits.parse().ok()? })
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether a frozen container may go on as a new one, and how: checkpoint x new spec x host -> plan, or reasons.
+//!
+//! CRIU restores what the images say and never looks at the spec. So this module does: everything that the images
+//! claim is compared with what the new spec allows, and whatever would give the container more is a reason to refuse.
+//! What lies outside the processes (mount sources, namespaces, cgroups) is taken from the new spec alone.
+//!
+//! Pure: no system call but in [`Host::probe`] and [`resolve_destinations`], which gather facts. All reasons come at
+//! once. A seccomp filter is compared by its presence only: the images hold compiled filters, the spec a profile.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+
+mod capability;
+mod claims;
+mod destination;
+mod host;
+mod mounts;
+mod namespaces;
+mod reason;
+
+pub use capability::Capabilities;
+pub use claims::Claims;
+pub use destination::resolve_destinations;
+pub use host::{Host, Lsm};
+pub use reason::{Held, Reason, Who};
+
+/// What the images of one container say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frozen {
+    /// The name of its image, from the manifest.
+    pub image: String,
+    /// Its mounts, `mountpoints-N.img`.
+    pub mounts: Vec<FrozenMount>,
+    /// The key by which its network namespace is external, `netns-N.img`.
+    pub network_key: Option<String>,
+    /// The key by which its PID namespace is external (a pod that shares one), `pidns-N.img`.
+    pub pid_key: Option<String>,
+    /// Which namespaces it did not share with the host.
+    pub own: OwnNamespaces,
+    /// Every live thread of every process.
+    pub threads: Vec<Claims>,
+    /// What descriptors 0, 1 and 2 were, `descriptors.json`.
+    pub stdio: [Option<String>; 3],
+    /// Whether it had a terminal.
+    pub terminal: bool,
+    /// The security module of the host it was frozen on, `inventory.img`.
+    pub lsm: Lsm,
+}
+
+/// One mount of the frozen container. Source: CRIU images/mnt.proto.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrozenMount {
+    /// `mnt_id`.
+    pub id: u32,
+    /// `parent_mnt_id`.
+    pub parent: u32,
+    /// Where it is in the container, absolute.
+    pub mountpoint: String,
+    /// Which part of its file system it shows.
+    pub root: String,
+    /// The kind of file system, by CRIU's own numbers.
+    pub fstype: u32,
+    /// `MS_*` flags of the mount.
+    pub flags: u32,
+    /// The key by which it is external: its content comes from the outside.
+    pub ext_key: Option<String>,
+}
+
+/// For each namespace whether the container had one that was not the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnNamespaces {
+    /// Network.
+    pub network: bool,
+    /// Process ids.
+    pub pid: bool,
+    /// System V IPC and message queues.
+    pub ipc: bool,
+    /// Host name.
+    pub uts: bool,
+    /// User ids.
+    pub user: bool,
+}
+
+/// The container that it shall become.
+#[derive(Debug, Clone)]
+pub struct NewContainer<'a> {
+    /// Its OCI spec.
+    pub spec: &'a Spec,
+    /// The name of its image (annotation `io.kubernetes.cri.image-name`).
+    pub image: &'a str,
+    /// Mount destinations of the spec that lead through links of the root file system, and where they really are;
+    /// [`resolve_destinations`] makes it.
+    pub destinations: BTreeMap<PathBuf, PathBuf>,
+    /// On cgroup v1, what is mounted in the container (`/sys/fs/cgroup/memory`) and the new cgroup's directory on the
+    /// host for it.
+    pub cgroups: BTreeMap<String, PathBuf>,
+}
+
+/// How the container is restored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// CRIU's `ext_mnt`: key and path on the host.
+    pub external_mounts: Vec<(String, PathBuf)>,
+    /// CRIU's `inherit_fd`: key, and path of the network namespace.
+    pub network: Option<(String, PathBuf)>,
+    /// CRIU's `inherit_fd`: key, and path of the PID namespace.
+    pub pid: Option<(String, PathBuf)>,
+    /// CRIU's `join_ns` for IPC.
+    pub ipc: Option<PathBuf>,
+    /// CRIU's `join_ns` for UTS.
+    pub uts: Option<PathBuf>,
+    /// Whether the container has a cgroup namespace; CRIU does not make one, so who starts CRIU must.
+    pub cgroup_namespace: bool,
+    /// CRIU's `lsm_profile`.
+    pub lsm_profile: Option<String>,
+    /// CRIU's `lsm_mount_context`.
+    pub lsm_mount_context: Option<String>,
+    /// The `inherit_fd` keys of descriptors 0, 1 and 2, where they were pipes.
+    pub stdio: [Option<String>; 3],
+    /// What must exist in the root file system, parents first.
+    pub mountpoints: Vec<Mountpoint>,
+}
+
+/// A place in the root file system on which something is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mountpoint {
+    /// Where, absolute, as the spec has it; links in it are to be resolved within the root file system.
+    pub destination: PathBuf,
+    /// A file if this (on the host) is one, a directory otherwise; `None`: a directory.
+    pub like: Option<PathBuf>,
+}
+
+/// Why the container may not be restored: every reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(pub Vec<Reason>);
+
+impl std::error::Error for Refused {}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        crate::faults::join(f, &self.0)
+    }
+}
+
+/// Decides whether `frozen` may go on as `new` on `host`, and how.
+///
+/// # Errors
+/// Every [`Reason`] against it.
+pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan, Refused> {
+    let (mut plan, mut reasons) = (Plan::default(), Vec::new());
+    if frozen.image != new.image {
+        reasons.push(Reason::Image { frozen: frozen.image.clone(), new: new.image.to_owned() });
+    }
+    let Some(process) = new.spec.process() else { return Err(Refused(vec![Reason::NoProcess])) };
+    if frozen.terminal != process.terminal().unwrap_or(false) {
+        reasons.push(Reason::Terminal { frozen: frozen.terminal });
+    }
+    namespaces::plan(frozen, new.spec, host, &mut plan, &mut reasons);
+    mounts::plan(frozen, new, host, &mut plan, &mut reasons);
+    claims::check(&frozen.threads, new.spec, process, &mut reasons);
+    match lsm_profile(frozen.lsm, process, host.lsm) {
+        Ok(profile) => plan.lsm_profile = profile,
+        Err(reason) => reasons.push(reason),
+    }
+    if host.lsm == Lsm::Selinux {
+        plan.lsm_mount_context = new.spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    }
+    plan.stdio = frozen.stdio.clone().map(|name| name.filter(|name| name.starts_with("pipe:")));
+    if reasons.is_empty() { Ok(plan) } else { Err(Refused(reasons)) }
+}
+
+/// CRIU sets the profile only where images and host have the same module. Source: CRIU criu/lsm.c.
+fn lsm_profile(
+    frozen: Lsm,
+    process: &oci_spec::runtime::Process,
+    host: Lsm,
+) -> Result<Option<String>, Reason> {
+    let (module, profile) = match host {
+        Lsm::Apparmor => ("apparmor", process.apparmor_profile()),
+        Lsm::Selinux => ("selinux", process.selinux_label()),
+        Lsm::None | Lsm::Other(_) => return Ok(None),
+    };
+    match profile.as_deref().filter(|profile| !profile.is_empty()) {
+        None => Ok(None),
+        Some(profile) if frozen == host => Ok(Some(format!("{module}:{profile}"))),
+        Some(profile) => Err(Reason::Lsm { module, profile: profile.to_owned() }),
+    }
+}
+
+/// A path as comparisons need it: no `.`, no doubled or trailing slash.
+fn normal(path: impl AsRef<Path>) -> PathBuf {
+    path.as_ref().components().collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Compares what the images claim for every thread with what the new spec allows its process.
+
+use std::collections::{BTreeSet, HashMap};
+
+use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
+
+use super::capability::{Capabilities, SETGID, SETUID, bits, names};
+use super::reason::{Held, Reason, Who};
+
+/// `SECCOMP_MODE_FILTER`. Source: Linux include/uapi/linux/seccomp.h.
+const SECCOMP_FILTER: u32 = 2;
+
+/// The credentials of one thread. Source: CRIU images/core.proto, images/creds.proto.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claims {
+    /// The process, in the container's PID namespace.
+    pub pid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// The thread's name.
+    pub comm: String,
+    /// Real, effective, saved and file system user.
+    pub uids: [u32; 4],
+    /// Real, effective, saved and file system group.
+    pub gids: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Capability sets.
+    pub capabilities: Capabilities,
+    /// Whether execve can give no privileges.
+    pub no_new_privs: bool,
+    /// `SECCOMP_MODE_*`.
+    pub seccomp_mode: u32,
+    /// AppArmor profile or SELinux label.
+    pub lsm_profile: Option<String>,
+}
+
+/// What the new spec allows.
+struct Allowed {
+    uid: u32,
+    any_uid: bool,
+    gid: u32,
+    any_gid: bool,
+    groups: BTreeSet<u32>,
+    bounding: u64,
+    ambient: u64,
+    no_new_privs: bool,
+    seccomp: bool,
+}
+
+impl Allowed {
+    fn by(spec: &Spec, process: &Process) -> Self {
+        let user = process.user();
+        let set = |set: fn(&LinuxCapabilities) -> &Option<oci_spec::runtime::Capabilities>| {
+            process.capabilities().as_ref().and_then(|all| set(all).as_ref()).map_or(0, bits)
+        };
+        let bounding = set(LinuxCapabilities::bounding);
+        let root = user.uid() == 0;
+        let additional = user.additional_gids().iter().flatten().copied();
+        Self {
+            uid: user.uid(),
+            any_uid: root && bounding & SETUID != 0,
+            gid: user.gid(),
+            any_gid: root && bounding & SETGID != 0,
+            groups: additional.chain([user.gid()]).collect(),
+            bounding,
+            ambient: set(LinuxCapabilities::ambient),
+            no_new_privs: process.no_new_privileges().unwrap_or(false),
+            seccomp: spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()),
+        }
+    }
+
+    /// Everything that one thread has and may not have.
+    fn faults(&self, claims: &Claims) -> Vec<Held> {
+        let mut faults = Vec::new();
+        if !self.any_uid && claims.uids.iter().any(|uid| *uid != self.uid) {
+            faults.push(Held::Uid { held: claims.uids, allowed: self.uid });
+        }
+        let gids = claims.gids.iter().chain(&claims.groups).copied();
+        let foreign: BTreeSet<u32> = gids.filter(|gid| !self.groups.contains(gid)).collect();
+        if !self.any_gid && !foreign.is_empty() {
+            faults.push(Held::Groups { held: foreign.into_iter().collect(), allowed: self.gid });
+        }
+        // A process of root gets its capabilities at execve; another one only those that the spec makes ambient,
+        // unless a file gives it more, which no_new_privs forbids.
+        let gained = if self.no_new_privs && self.uid != 0 { self.ambient } else { self.bounding };
+        let held = &claims.capabilities;
+        for (set, bits, allowed) in [
+            ("inheritable", held.inheritable, self.bounding),
+            ("permitted", held.permitted, gained),
+            ("effective", held.effective, gained),
+            ("bounding", held.bounding, self.bounding),
+            ("ambient", held.ambient, gained),
+        ] {
+            if bits & !allowed != 0 {
+                faults.push(Held::Capabilities { set, names: names(bits & !allowed) });
+            }
+        }
+        if self.no_new_privs && !claims.no_new_privs {
+            faults.push(Held::NewPrivileges);
+        }
+        if self.seccomp && claims.seccomp_mode != SECCOMP_FILTER {
+            faults.push(Held::NoSeccomp);
+        }
+        faults
+    }
+}
+
+/// Adds a reason for everything that threads have and may not have; equal ones of many threads become one.
+pub(super) fn check(threads: &[Claims], spec: &Spec, process: &Process, reasons: &mut Vec<Reason>) {
+    let allowed = Allowed::by(spec, process);
+    let mut order = Vec::new();
+    let mut seen: HashMap<Held, Who> = HashMap::new();
+    for thread in threads {
+        for fault in allowed.faults(thread) {
+            match seen.get_mut(&fault) {
+                Some(who) => who.threads += 1,
+                None => {
+                    let comm = crate::reference::shortened(&thread.comm);
+                    seen.insert(fault.clone(), Who { threads: 1, pid: thread.pid, comm });
+                    order.push(fault);
+                }
+            }
+        }
+    }
+    reasons.extend(
+        order.into_iter().filter_map(|held| seen.remove(&held).map(|who| Reason::Claim { who, held })),
+    );
+}

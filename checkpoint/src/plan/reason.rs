@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why a container may not be restored, in words for the person who wrote the pod.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// One reason against a restore. Each prints as one sentence that says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// Another image.
+    #[error("the image was {frozen:?} when frozen and is {new:?} now: use the same image")]
+    Image {
+        /// The image of the checkpoint.
+        frozen: String,
+        /// The image of the new container.
+        new: String,
+    },
+    /// The spec describes no process.
+    #[error("the new container's spec has no process")]
+    NoProcess,
+    /// A terminal on one side only.
+    #[error(
+        "the container had {} when frozen: set `tty: {frozen}` in the pod", if *frozen { "a terminal" } else { "no terminal" }
+    )]
+    Terminal {
+        /// Whether there was one.
+        frozen: bool,
+    },
+    /// User namespaces cannot be restored.
+    #[error("{} user namespace, which cannot be restored: leave out `hostUsers: false`", if *frozen { "the container was frozen in a" } else { "the new container has a" })]
+    UserNamespace {
+        /// Whether the frozen container had one; otherwise the new one has.
+        frozen: bool,
+    },
+    /// The host's namespace on one side, and one of the pod on the other.
+    #[error(
+        "the container was frozen in {} {namespace} namespace and the new one has {}: set `{field}` as it was", whose(*frozen_own), whose(!*frozen_own)
+    )]
+    Namespace {
+        /// Which one.
+        namespace: &'static str,
+        /// Whether the frozen container had one that was not the host's.
+        frozen_own: bool,
+        /// The field of the pod's spec that decides it.
+        field: &'static str,
+    },
+    /// A namespace that several containers share, on one side only.
+    #[error("the {namespace} namespace was {}shared with the pod when frozen: set `{field}` as it was", if *frozen_shared { "" } else { "not " })]
+    SharedNamespace {
+        /// Which one.
+        namespace: &'static str,
+        /// Whether it was shared.
+        frozen_shared: bool,
+        /// The field of the pod's spec that decides it.
+        field: &'static str,
+    },
+    /// A mount that the new container does not have.
+    #[error(
+        "the container had a mount at {mountpoint:?} when frozen and the new one has none: give the pod the same volumes"
+    )]
+    MountGone {
+        /// Where.
+        mountpoint: PathBuf,
+    },
+    /// A mount that only the new container has.
+    #[error(
+        "the new container has a mount at {destination:?} that was not there when frozen: take the volume away"
+    )]
+    MountAdded {
+        /// Where.
+        destination: PathBuf,
+    },
+    /// A mount of another kind.
+    #[error(
+        "the mount at {mountpoint:?} was {frozen} when frozen and is {new} now: give the pod the same volumes"
+    )]
+    MountKind {
+        /// Where.
+        mountpoint: PathBuf,
+        /// What it was.
+        frozen: String,
+        /// What it is.
+        new: String,
+    },
+    /// The images mount something of the outside where it does not belong.
+    #[error(
+        "the images mount {key:?} at {mountpoint:?}: the checkpoint was changed, or comes from an unknown runtime"
+    )]
+    MountMoved {
+        /// What.
+        key: String,
+        /// Where.
+        mountpoint: PathBuf,
+    },
+    /// Two mounts, of which one covers the other.
+    #[error(
+        "at {mountpoint:?} one mount covered another when frozen, which cannot be restored: start the container afresh"
+    )]
+    MountCovered {
+        /// Where.
+        mountpoint: PathBuf,
+    },
+    /// A mount is less restricted than the spec wants it.
+    #[error(
+        "the mount at {mountpoint:?} must be {missing} in the new container and was not when frozen: mount it as it was"
+    )]
+    MountFlags {
+        /// Where.
+        mountpoint: PathBuf,
+        /// `ro, nosuid`.
+        missing: String,
+    },
+    /// A cgroup v1 mount for which there is no cgroup.
+    #[error(
+        "the container had the cgroup mount {mountpoint:?} when frozen, for which this node has no cgroup: use a node with the same cgroup version"
+    )]
+    CgroupMount {
+        /// Where.
+        mountpoint: PathBuf,
+    },
+    /// The spec hides a path that the images show.
+    #[error(
+        "{path:?} must be hidden in the new container and was not when frozen: run the pod as privileged as it was, or start it afresh"
+    )]
+    Unmasked {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The spec makes a path read-only that the images do not.
+    #[error(
+        "{path:?} must be read-only in the new container and was not when frozen: run the pod as privileged as it was, or start it afresh"
+    )]
+    Writable {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The security module cannot be applied.
+    #[error(
+        "the new container must run under the {module} profile {profile:?}, which cannot be given to one that was frozen on a node without {module}"
+    )]
+    Lsm {
+        /// AppArmor or SELinux.
+        module: &'static str,
+        /// The profile or label.
+        profile: String,
+    },
+    /// Threads have something that the new container may not have.
+    #[error("{who} {held}")]
+    Claim {
+        /// The threads.
+        who: Who,
+        /// What they have.
+        held: Held,
+    },
+}
+
+/// Something that a thread has and the new container may not have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Held {
+    /// Another user.
+    Uid {
+        /// Real, effective, saved and file system user.
+        held: [u32; 4],
+        /// The only one allowed.
+        allowed: u32,
+    },
+    /// Other groups.
+    Groups {
+        /// Those that are not allowed.
+        held: Vec<u32>,
+        /// The main group of the new container.
+        allowed: u32,
+    },
+    /// Capabilities.
+    Capabilities {
+        /// In which set.
+        set: &'static str,
+        /// Those that are not allowed.
+        names: String,
+    },
+    /// It can gain privileges by execve.
+    NewPrivileges,
+    /// It runs without a seccomp filter.
+    NoSeccomp,
+}
+
+/// The threads that have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    /// How many.
+    pub threads: usize,
+    /// The process of the first one, in the container's PID namespace.
+    pub pid: u32,
+    /// The name of the first one.
+    pub comm: String,
+}
+
+fn whose(own: bool) -> &'static str {
+    if own { "its own" } else { "the host's" }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { threads, pid, comm } = self;
+        let comm = comm.escape_debug();
+        match threads {
+            1 => write!(f, "process {pid} ({comm})"),
+            _ => write!(f, "{threads} threads, the first of process {pid} ({comm}),"),
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uid { held: [real, effective, saved, fs], allowed } => write!(
+                f,
+                "ran as user {real} (effective {effective}, saved {saved}, file system {fs}) and the new container allows only {allowed}: set `runAsUser` as it was"
+            ),
+            Self::Groups { held, allowed } => {
+                let held = held.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+                write!(
+                    f,
+                    "had the groups {held}, which the new container (group {allowed}) does not: set `runAsGroup`, `fsGroup` and `supplementalGroups` as they were"
+                )
+            }
+            Self::Capabilities { set, names } => write!(
+                f,
+                "had {names} in the {set} set, which the new container does not allow: set `capabilities` and `privileged` as they were"
+            ),
+            Self::NewPrivileges => f.write_str(
+                "ran without no_new_privs, which the new container demands: set `allowPrivilegeEscalation` as it was",
+            ),
+            Self::NoSeccomp => f.write_str(
+                "ran without a seccomp filter, which the new container demands: set `seccompProfile` as it was",
+            ),
+        }
+    }
+}

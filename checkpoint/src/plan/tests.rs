@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The plan as a table: one frozen container and one new one that fit, and every way in which they do not.
+
+use super::*;
+use serde_json::{Value, json};
+
+const IMAGE: &str = "docker.io/library/python:3.12";
+
+/// A container's spec as containerd writes it for a restricted pod.
+fn spec() -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "root": { "path": "rootfs", "readonly": false },
+        "process": {
+            "cwd": "/", "args": ["python3"], "noNewPrivileges": true,
+            "user": { "uid": 1000, "gid": 1000, "additionalGids": [1000, 2000] },
+            "capabilities": { "bounding": ["CAP_CHOWN", "CAP_NET_RAW"] }
+        },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime"] },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
+            { "destination": "/etc/hosts", "type": "bind", "source": "/new/hosts", "options": ["rbind", "rw"] },
+            { "destination": "/var/run/secrets", "type": "bind", "source": "/new/token", "options": ["rbind", "ro"] }
+        ],
+        "linux": {
+            "seccomp": { "defaultAction": "SCMP_ACT_ERRNO" },
+            "namespaces": [
+                { "type": "pid" }, { "type": "mount" }, { "type": "cgroup" },
+                { "type": "network", "path": "/proc/77/ns/net" },
+                { "type": "ipc", "path": "/proc/77/ns/ipc" },
+                { "type": "uts", "path": "/proc/77/ns/uts" }
+            ],
+            "maskedPaths": ["/proc/kcore", "/proc/scsi", "/proc/absent"],
+            "readonlyPaths": ["/proc/bus"]
+        }
+    })
+}
+
+fn mount(id: u32, mountpoint: &str, fstype: u32, flags: u32, ext_key: Option<&str>) -> FrozenMount {
+    FrozenMount {
+        id,
+        parent: 1,
+        mountpoint: mountpoint.into(),
+        root: "/".into(),
+        fstype,
+        flags,
+        ext_key: ext_key.map(Into::into),
+    }
+}
+
+fn thread() -> Claims {
+    Claims {
+        pid: 1,
+        tid: 1,
+        comm: "python3".into(),
+        uids: [1000; 4],
+        gids: [1000; 4],
+        groups: vec![2000],
+        capabilities: Capabilities { bounding: 1, ..Capabilities::default() },
+        no_new_privs: true,
+        seccomp_mode: 2,
+        lsm_profile: None,
+    }
+}
+
+fn frozen() -> Frozen {
+    Frozen {
+        image: IMAGE.into(),
+        mounts: vec![
+            mount(1, "/", 17, 0, None),
+            mount(2, "/proc", 1, 14, None),
+            mount(3, "/dev", 5, 2, None),
+            mount(4, "/sys", 2, 15, None),
+            mount(5, "/etc/hosts", 0, 0, Some("/etc/hosts")),
+            mount(6, "/run/secrets", 0, 1, Some("/run/secrets")),
+            FrozenMount { parent: 2, ..mount(7, "/proc/kcore", 5, 2, Some("/dev/null")) },
+            FrozenMount { parent: 2, ..mount(8, "/proc/scsi", 5, 1, None) },
+            FrozenMount { parent: 2, root: "/bus".into(), ..mount(9, "/proc/bus", 1, 15, None) },
+        ],
+        network_key: Some("extRootNetNS".into()),
+        pid_key: None,
+        own: OwnNamespaces { network: true, pid: true, ipc: true, uts: true, user: false },
+        threads: vec![thread()],
+        stdio: ["/dev/null", "pipe:[1]", "pipe:[2]"].map(|name| Some(name.to_owned())),
+        terminal: false,
+        lsm: Lsm::None,
+    }
+}
+
+fn host() -> Host {
+    let existing = ["/proc/kcore", "/proc/scsi", "/proc/bus"].map(PathBuf::from).into_iter().collect();
+    Host { lsm: Lsm::None, existing, host_namespaces: Vec::new() }
+}
+
+fn run(frozen: &Frozen, spec: &Value, host: &Host) -> Result<Plan, Refused> {
+    let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
+    let destinations = [("/var/run/secrets".into(), "/run/secrets".into())].into_iter().collect();
+    let cgroups = [("/sys/fs/cgroup/memory".to_owned(), "/host/memory/new".into())].into_iter().collect();
+    plan(frozen, &NewContainer { spec: &spec, image: IMAGE, destinations, cgroups }, host)
+}
+
+/// The reasons after changing what fits.
+fn reasons(change: impl FnOnce(&mut Frozen, &mut Value)) -> Vec<String> {
+    let (mut frozen, mut spec) = (frozen(), spec());
+    change(&mut frozen, &mut spec);
+    let reasons = run(&frozen, &spec, &host()).err().map_or_else(Vec::new, |refused| refused.0);
+    reasons.iter().map(ToString::to_string).collect()
+}
+
+#[track_caller]
+fn refused(part: &str, change: impl FnOnce(&mut Frozen, &mut Value)) {
+    let reasons = reasons(change);
+    assert!(reasons.len() == 1 && reasons[0].contains(part), "{part}: {reasons:#?}");
+}
+
+#[track_caller]
+fn allowed(change: impl FnOnce(&mut Frozen, &mut Value)) {
+    assert_eq!(reasons(change), [""; 0]);
+}
+
+fn process(spec: &mut Value) -> &mut Value {
+    &mut spec["process"]
+}
+
+#[test]
+fn what_fits_becomes_a_plan_with_everything_from_the_new_spec() {
+    let plan = run(&frozen(), &spec(), &host()).unwrap();
+    let external = [("/dev/null", "/dev/null"), ("/etc/hosts", "/new/hosts"), ("/run/secrets", "/new/token")];
+    assert_eq!(plan.external_mounts, external.map(|(key, path)| (key.to_owned(), path.into())));
+    assert_eq!(plan.network, Some(("extRootNetNS".into(), "/proc/77/ns/net".into())));
+    assert_eq!((plan.ipc, plan.uts), (Some("/proc/77/ns/ipc".into()), Some("/proc/77/ns/uts".into())));
+    assert_eq!((plan.pid, plan.cgroup_namespace), (None, true));
+    assert_eq!(plan.stdio, [None, Some("pipe:[1]".into()), Some("pipe:[2]".into())]);
+    let hosts = Mountpoint { destination: "/etc/hosts".into(), like: Some("/new/hosts".into()) };
+    assert!(plan.mountpoints.contains(&hosts) && plan.mountpoints.len() == 5);
+}
+
+#[test]
+fn another_image_or_terminal_is_refused() {
+    refused("\"other\" when frozen and is \"docker.io/library/python:3.12\" now", |frozen, _| {
+        frozen.image = "other".into();
+    });
+    refused("a terminal", |frozen, _| frozen.terminal = true);
+    refused("no terminal", |_, spec| process(spec)["terminal"] = true.into());
+}
+
+#[test]
+fn mounts_must_be_the_same_set() {
+    refused("\"/etc/hosts\" when frozen and the new one has none", |_, spec| {
+        drop(spec["mounts"].as_array_mut().unwrap().remove(3));
+    });
+    refused("new container has a mount at \"/etc/hosts\"", |frozen, _| drop(frozen.mounts.remove(4)));
+    refused("\"/mnt\"", |frozen, _| frozen.mounts.push(mount(20, "/mnt", 5, 1, None)));
+    refused("was tmpfs when frozen and is a volume", |frozen, _| {
+        frozen.mounts[4] = mount(5, "/etc/hosts", 5, 0, None);
+    });
+    refused("was proc when frozen and is sysfs", |frozen, _| frozen.mounts[3].fstype = 1);
+    refused("a volume when frozen and is tmpfs", |frozen, _| frozen.mounts[2].ext_key = Some("/dev".into()));
+    refused("the images mount \"/etc/hosts\" at \"/run/secrets\"", |frozen, _| {
+        frozen.mounts[5].ext_key = Some("/etc/hosts".into());
+    });
+}
+
+#[test]
+fn a_mount_must_be_as_restricted_as_the_spec_wants_it() {
+    refused("\"/run/secrets\" must be ro", |frozen, _| frozen.mounts[5].flags = 0);
+    refused("\"/sys\" must be ro, nosuid, nodev, noexec", |frozen, _| frozen.mounts[3].flags = 0);
+    refused("\"/\" must be ro", |_, spec| spec["root"]["readonly"] = true.into());
+    allowed(|frozen, _| frozen.mounts[4].flags = 15);
+}
+
+#[test]
+fn what_the_spec_hides_must_be_hidden() {
+    refused("\"/proc/kcore\" must be hidden", |frozen, _| drop(frozen.mounts.remove(6)));
+    refused("\"/proc/scsi\" must be hidden", |frozen, _| drop(frozen.mounts.remove(7)));
+    refused("\"/proc/bus\" must be read-only", |frozen, _| drop(frozen.mounts.remove(8)));
+    allowed(|_, spec| drop(spec["linux"].as_object_mut().unwrap().remove("maskedPaths")));
+    allowed(|_, spec| drop(spec["linux"].as_object_mut().unwrap().remove("readonlyPaths")));
+}
+
+#[test]
+fn a_trick_does_not_uncover_what_is_hidden() {
+    let shown =
+        |id, path: &str| FrozenMount { parent: 8, root: path[5..].into(), ..mount(id, path, 1, 15, None) };
+    let more = |frozen: &mut Frozen, mount| frozen.mounts.push(mount);
+    refused("\"/proc/scsi/scsi\"", |frozen, _| more(frozen, shown(20, "/proc/scsi/scsi")));
+    assert!(
+        !reasons(|frozen, _| more(frozen, FrozenMount { parent: 2, ..shown(20, "/proc/kcore") })).is_empty()
+    );
+    refused("one mount covered another", |frozen, _| frozen.mounts[6].parent = 1);
+    refused("\"/proc/bus\"", |frozen, _| frozen.mounts[8].root = "/".into());
+    refused("\"/proc\" was proc", |frozen, _| frozen.mounts[1].root = "/1".into());
+    assert_eq!(reasons(|frozen, _| frozen.mounts[8].flags = 14).len(), 2);
+    refused("the images mount \"/dev/null\" at \"/etc/passwd\"", |frozen, _| {
+        more(frozen, mount(20, "/etc/passwd", 5, 0, Some("/dev/null")));
+    });
+}
+
+#[test]
+fn cgroup_v1_mounts_go_to_the_new_cgroup() {
+    let cgroup =
+        json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] });
+    let prepare = |key: &str, flags| {
+        let (mut frozen, mut spec) = (frozen(), spec());
+        spec["mounts"].as_array_mut().unwrap().push(cgroup.clone());
+        frozen.mounts.push(FrozenMount { parent: 4, ..mount(20, "/sys/fs/cgroup", 5, 1, None) });
+        frozen.mounts.push(FrozenMount {
+            parent: 20,
+            root: "/old".into(),
+            ..mount(21, key, 12, flags, Some(key))
+        });
+        run(&frozen, &spec, &host())
+    };
+    let plan = prepare("/sys/fs/cgroup/memory", 1).unwrap();
+    assert!(plan.external_mounts.contains(&("/sys/fs/cgroup/memory".into(), "/host/memory/new".into())));
+    let Refused(reasons) = prepare("/sys/fs/cgroup/cpu", 1).unwrap_err();
+    assert!(matches!(&reasons[..], [Reason::CgroupMount { .. }]), "{reasons:?}");
+    let Refused(reasons) = prepare("/sys/fs/cgroup/memory", 0).unwrap_err();
+    assert!(matches!(&reasons[..], [Reason::MountFlags { .. }]), "{reasons:?}");
+}
+
+#[test]
+fn namespaces_must_be_of_the_same_kind() {
+    refused("frozen in the host's network namespace and the new one has its own", |frozen, _| {
+        (frozen.own.network, frozen.network_key) = (false, None);
+    });
+    refused("`hostPID`", |frozen, _| frozen.own.pid = false);
+    refused("`hostIPC`", |frozen, _| frozen.own.ipc = false);
+    refused("its own IPC namespace and the new one has the host's", |_, spec| {
+        drop(spec["linux"]["namespaces"].as_array_mut().unwrap().remove(4));
+    });
+    refused("shareProcessNamespace", |frozen, _| frozen.pid_key = Some("extRootPidNS".into()));
+    refused("not shared with the pod", |_, spec| {
+        spec["linux"]["namespaces"][0] = json!({ "type": "pid", "path": "/proc/77/ns/pid" });
+    });
+    refused("network namespace was not shared", |frozen, _| frozen.network_key = None);
+    refused("frozen in a user namespace", |frozen, _| frozen.own.user = true);
+    refused("the new container has a user namespace", |_, spec| {
+        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+    });
+}
+
+#[test]
+fn a_pod_on_the_hosts_network_goes_on_there() {
+    let mut frozen = frozen();
+    (frozen.own.network, frozen.network_key) = (false, None);
+    let host = Host { host_namespaces: vec![oci_spec::runtime::LinuxNamespaceType::Network], ..host() };
+    assert_eq!(run(&frozen, &spec(), &host).unwrap().network, None);
+}
+
+#[test]
+fn users_and_groups_must_be_allowed() {
+    refused("ran as user 0", |frozen, _| frozen.threads[0].uids = [0; 4]);
+    refused("saved 0", |frozen, _| frozen.threads[0].uids[2] = 0);
+    refused("groups 0,", |frozen, _| frozen.threads[0].gids[3] = 0);
+    refused("groups 7, 9,", |frozen, _| frozen.threads[0].groups = vec![9, 2000, 7]);
+    let root = |spec: &mut Value, capabilities: Value| {
+        process(spec)["user"] = json!({ "uid": 0, "gid": 0 });
+        process(spec)["capabilities"]["bounding"] = capabilities;
+    };
+    allowed(|_, spec| root(spec, json!(["CAP_CHOWN", "CAP_SETUID", "CAP_SETGID"])));
+    refused("ran as user 1000", |_, spec| root(spec, json!(["CAP_CHOWN", "CAP_SETGID"])));
+    refused("groups 1000, 2000,", |_, spec| root(spec, json!(["CAP_CHOWN", "CAP_SETUID"])));
+}
+
+#[test]
+fn capabilities_must_be_allowed_in_every_set() {
+    let admin = 1 << 21;
+    type Set = fn(&mut Capabilities) -> &mut u64;
+    let sets: [(&str, Set); 5] = [
+        ("inheritable", |set| &mut set.inheritable),
+        ("permitted", |set| &mut set.permitted),
+        ("effective", |set| &mut set.effective),
+        ("bounding", |set| &mut set.bounding),
+        ("ambient", |set| &mut set.ambient),
+    ];
+    for (name, set) in sets {
+        refused(&format!("CAP_SYS_ADMIN in the {name} set"), |frozen, _| {
+            *set(&mut frozen.threads[0].capabilities) = admin;
+        });
+    }
+    // Within the bounding set, but not to be had without root or a file that gives it.
+    refused("CAP_CHOWN in the permitted set", |frozen, _| frozen.threads[0].capabilities.permitted = 1);
+    allowed(|frozen, spec| {
+        frozen.threads[0].capabilities.permitted = 1;
+        process(spec)["capabilities"]["ambient"] = json!(["CAP_CHOWN"]);
+    });
+    allowed(|frozen, spec| {
+        frozen.threads[0].capabilities.permitted = 1;
+        process(spec)["noNewPrivileges"] = false.into();
+    });
+    refused("CAP_CHOWN in the bounding set", |_, spec| {
+        drop(process(spec).as_object_mut().unwrap().remove("capabilities"));
+    });
+}
+
+#[test]
+fn no_new_privs_and_seccomp_must_be_kept() {
+    refused("without no_new_privs", |frozen, _| frozen.threads[0].no_new_privs = false);
+    refused("without a seccomp filter", |frozen, _| frozen.threads[0].seccomp_mode = 0);
+    allowed(|frozen, spec| {
+        (frozen.threads[0].no_new_privs, frozen.threads[0].seccomp_mode) = (false, 0);
+        process(spec)["noNewPrivileges"] = false.into();
+        drop(spec["linux"].as_object_mut().unwrap().remove("seccomp"));
+    });
+}
+
+#[test]
+fn equal_claims_of_many_threads_are_one_reason() {
+    refused("12 threads, the first of process 3 (py\\nthon3),", |frozen, _| {
+        let thread = Claims { pid: 3, comm: "py\nthon3".into(), seccomp_mode: 0, ..thread() };
+        frozen.threads.extend(vec![thread; 12]);
+    });
+}
+
+#[test]
+fn a_security_module_that_cannot_be_applied_is_a_reason() {
+    let (mut frozen, mut spec) = (frozen(), spec());
+    process(&mut spec)["apparmorProfile"] = "cri-containerd.apparmor.d".into();
+    assert_eq!(run(&frozen, &spec, &host()).unwrap().lsm_profile, None);
+    let host = Host { lsm: Lsm::Apparmor, ..host() };
+    let Refused(reasons) = run(&frozen, &spec, &host).unwrap_err();
+    assert!(matches!(&reasons[..], [Reason::Lsm { module: "apparmor", .. }]), "{reasons:?}");
+    frozen.lsm = Lsm::Apparmor;
+    let profile = run(&frozen, &spec, &host).unwrap().lsm_profile;
+    assert_eq!(profile.as_deref(), Some("apparmor:cri-containerd.apparmor.d"));
+}
+
+#[test]
+fn a_privileged_checkpoint_gives_every_reason_to_a_restricted_pod_at_once() {
+    let reasons = reasons(|frozen, _| {
+        let capabilities =
+            Capabilities { permitted: 1 << 21, effective: 1 << 21, bounding: 1 << 21, ..Default::default() };
+        frozen.threads[0] = Claims {
+            uids: [0; 4],
+            gids: [0; 4],
+            capabilities,
+            no_new_privs: false,
+            seccomp_mode: 0,
+            ..thread()
+        };
+        frozen.mounts.truncate(6);
+        frozen.mounts[3].flags = 14;
+        frozen.image = "other".into();
+    });
+    for part in [
+        "image",
+        "/sys",
+        "kcore",
+        "scsi",
+        "bus",
+        "user 0",
+        "groups 0",
+        "permitted",
+        "effective",
+        "bounding",
+        "no_new_privs",
+        "seccomp",
+    ] {
+        assert!(reasons.iter().any(|reason| reason.contains(part)), "{part}: {reasons:#?}");
+    }
+    assert_eq!(reasons.len(), 12, "{reasons:#?}");
+}

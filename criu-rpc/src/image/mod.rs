@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//! CRIU's image files: reading, editing, and the bytes to write back.
+//!
+//! Three layers: [`ImagesDir`] opens files, [`ImageFile`] and [`Message`] are their format without its
+//! meaning, and each [`View`] is the meaning of one kind. An edit changes the fields that it names;
+//! all others, known or not, keep their bytes and their order.
+//!
+//! Everything here may come from an enemy. Sizes are bounded, nothing panics, and a file that CRIU
+//! could read in another way is refused: a field given twice, a number that CRIU would cut off, a text
+//! with a zero byte, a field of an older format that CRIU prefers to the current one.
+
+mod core;
+mod dir;
+mod file;
+mod files;
+mod ids;
+mod inventory;
+mod message;
+mod mountpoints;
+mod netns;
+mod pidns;
+mod pstree;
+mod seccomp;
+mod timens;
+mod utsns;
+mod view;
+
+pub use self::{
+    core::{Core, Creds},
+    dir::{ImagesDir, LoadError},
+    file::{FormatError, ImageFile, Kind},
+    files::{Files, InetSocket, RegFile, RewriteError},
+    ids::Ids,
+    inventory::{Inventory, Lsm},
+    message::{FieldError, Message, MessageError, Tag},
+    mountpoints::{AddMountError, Mount, Mountpoints},
+    netns::Netns,
+    pidns::Pidns,
+    pstree::{Pstree, Task},
+    seccomp::Seccomp,
+    timens::Timens,
+    utsns::Utsns,
+    view::{View, ViewError},
+};
+
+#[cfg(test)]
+mod tests;

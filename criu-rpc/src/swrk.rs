@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Starts `criu swrk 3`, with exactly the descriptors and the place in the world that it is to have.
+//!
+//! Owns nothing of the process once it runs and never waits for it. It forks by itself because
+//! `std::process::Command` waits for a child that could not run the program, and panics when someone
+//! else's `waitpid` was faster.
+
+use std::{
+    env,
+    ffi::{CStr, CString, OsStr, OsString},
+    io::{self, Read},
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::{Path, PathBuf},
+    ptr,
+};
+
+use libc::c_char;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Access, Mode, OFlags, access, open},
+    io::fcntl_dupfd_cloexec,
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, Signal, kill_process},
+};
+use thiserror::Error;
+
+use crate::session::Session;
+
+/// Directories that are searched after those in `PATH`; CRIU runs programs out of them too.
+const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The RPC socket's number in CRIU; 0 to 2 come before, inherited descriptors after it.
+const SOCKET: RawFd = 3;
+/// How long the child may take until it runs CRIU: only a frozen cgroup delays it.
+const START: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// A CRIU process to be.
+///
+/// Its environment is empty except for `PATH`, its signal mask and supplementary groups are empty, its
+/// session keyring is new, and of this process's descriptors it has only those named here.
+#[derive(Debug)]
+pub struct Swrk {
+    program: PathBuf,
+    stdio: Option<[OwnedFd; 3]>,
+    inherited: Vec<OwnedFd>,
+    cgroup_procs: Vec<OwnedFd>,
+    unshare_cgroup_namespace: bool,
+}
+
+/// Why CRIU does not run.
+#[derive(Debug, Error)]
+pub enum SpawnError {
+    /// No such program in any directory of `PATH`.
+    #[error("there is no program {} in {path}", .program.display())]
+    NotFound {
+        /// The name that was looked for.
+        program: PathBuf,
+        /// Where it was looked for.
+        path: String,
+    },
+    /// A socket, pipe or descriptor for CRIU could not be made.
+    #[error("cannot make a {what} for CRIU")]
+    Descriptor {
+        /// What was to be made.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No new process.
+    #[error("cannot fork")]
+    Fork {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The new process could not become CRIU. It has exited and waits for its reaper.
+    #[error("the process for CRIU could not {step}")]
+    Child {
+        /// The process.
+        pid: i32,
+        /// What it could not do.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The new process did not become CRIU in time, as in a frozen cgroup. It has been sent `SIGKILL`.
+    #[error("the process for CRIU did not start within {} s; is its cgroup frozen?", START.tv_sec)]
+    Stuck {
+        /// The process.
+        pid: i32,
+    },
+}
+
+impl Swrk {
+    /// A CRIU that is run from `program`: a path, or a name that is looked for in `PATH` and in the
+    /// usual directories.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            stdio: None,
+            inherited: Vec::new(),
+            cgroup_procs: Vec::new(),
+            unshare_cgroup_namespace: false,
+        }
+    }
+
+    /// What CRIU has as 0, 1 and 2; `/dev/null` if not set.
+    pub fn stdio(&mut self, descriptors: [OwnedFd; 3]) -> &mut Self {
+        self.stdio = Some(descriptors);
+        self
+    }
+
+    /// Hands one more descriptor to CRIU; returns its number there, for `inherit_fds` of
+    /// [`RestoreOptions`](crate::RestoreOptions).
+    pub fn inherit(&mut self, descriptor: OwnedFd) -> i32 {
+        self.inherited.push(descriptor);
+        SOCKET.saturating_add(RawFd::try_from(self.inherited.len()).unwrap_or(RawFd::MAX))
+    }
+
+    /// The cgroups that CRIU is in from its first instruction on: their `cgroup.procs`, open for writing.
+    pub fn cgroup_procs(&mut self, descriptors: Vec<OwnedFd>) -> &mut Self {
+        self.cgroup_procs = descriptors;
+        self
+    }
+
+    /// Whether CRIU gets a cgroup namespace of its own whose roots are those cgroups.
+    pub fn unshare_cgroup_namespace(&mut self, yes: bool) -> &mut Self {
+        self.unshare_cgroup_namespace = yes;
+        self
+    }
+
+    /// Starts CRIU.
+    ///
+    /// # Errors
+    /// [`SpawnError`]; with [`SpawnError::Child`] and [`SpawnError::Stuck`] there was a process, which
+    /// the caller's reaper meets.
+    pub fn spawn(self) -> Result<Session, SpawnError> {
+        let path = search_path(env::var_os("PATH"));
+        let program = find(&self.program, &path)?;
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(descriptor("socket"))?;
+        let stdio = self.stdio.map_or_else(null, Ok)?;
+        let sources: Vec<OwnedFd> = stdio.into_iter().chain([theirs]).chain(self.inherited).collect();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(descriptor("pipe"))?;
+
+        // Every source is moved above every target, so that no dup2 in the child hits another's source.
+        let targets = RawFd::try_from(sources.len()).unwrap_or(RawFd::MAX);
+        let above = |fd: OwnedFd| fcntl_dupfd_cloexec(fd, targets).map_err(descriptor("descriptor"));
+        let sources = sources.into_iter().map(above).collect::<Result<Vec<_>, _>>()?;
+        let writer = above(writer)?;
+
+        let arguments = [program.as_c_str(), c"--no-default-config", c"swrk", c"3"];
+        let environment = [path.as_c_str()];
+        let child = Child {
+            arguments: &pointers(&arguments),
+            environment: &pointers(&environment),
+            sources: &numbers(&sources),
+            cgroup_procs: &numbers(&self.cgroup_procs),
+            unshare_cgroup_namespace: self.unshare_cgroup_namespace,
+            report: writer.as_raw_fd(),
+        };
+        let pid = child.fork()?;
+        // Only the child has these now: its end shows as the end of the socket and of the pipe.
+        drop((writer, sources));
+        started(pid, reader)?;
+        Ok(Session::new(ours, pid))
+    }
+}
+
+/// Waits for the child to run CRIU (the pipe closes) or to report why it could not.
+fn started(pid: i32, reader: OwnedFd) -> Result<(), SpawnError> {
+    let ready = retry(|| poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&START)));
+    if ready == Ok(0) {
+        if let Some(pid) = Pid::from_raw(pid) {
+            // It is a child that nobody has waited for yet, or it is gone: both are fine.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        return Err(SpawnError::Stuck { pid });
+    }
+    let mut report = Vec::new();
+    std::fs::File::from(reader)
+        .take(8)
+        .read_to_end(&mut report)
+        .map_err(|source| SpawnError::Descriptor { what: "report of the process", source })?;
+    let Some((step, errno)) = report.split_at_checked(4) else { return Ok(()) };
+    let number = |bytes: &[u8]| bytes.try_into().map(i32::from_ne_bytes).unwrap_or_default();
+    Err(SpawnError::Child {
+        pid,
+        step: Step::describe(number(step)),
+        source: io::Error::from_raw_os_error(number(errno)),
+    })
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// `PATH=` and our own path, followed by the usual directories.
+fn search_path(inherited: Option<OsString>) -> CString {
+    let mut path = b"PATH=".to_vec();
+    if let Some(inherited) = inherited.filter(|path| !path.is_empty()) {
+        path.extend(inherited.into_vec());
+        path.push(b':');
+    }
+    path.extend(SEARCH.bytes());
+    CString::new(path).unwrap_or_default()
+}
+
+fn find(program: &Path, path: &CStr) -> Result<CString, SpawnError> {
+    let dirs = path.to_bytes().strip_prefix(b"PATH=").unwrap_or_default();
+    let found = if program.as_os_str().as_bytes().contains(&b'/') {
+        Some(program.to_owned())
+    } else {
+        env::split_paths(OsStr::from_bytes(dirs))
+            .map(|dir| dir.join(program))
+            .find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok())
+    };
+    found.and_then(|path| CString::new(path.into_os_string().into_vec()).ok()).ok_or_else(|| {
+        let path = String::from_utf8_lossy(dirs).into_owned();
+        SpawnError::NotFound { program: program.to_owned(), path }
+    })
+}
+
+fn null() -> Result<[OwnedFd; 3], SpawnError> {
+    let one = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let all = || Ok([one()?, one()?, one()?]);
+    all().map_err(descriptor("/dev/null"))
+}
+
+fn descriptor(what: &'static str) -> impl Fn(rustix::io::Errno) -> SpawnError {
+    move |errno| SpawnError::Descriptor { what, source: errno.into() }
+}
+
+fn numbers(descriptors: &[OwnedFd]) -> Vec<RawFd> {
+    descriptors.iter().map(AsRawFd::as_raw_fd).collect()
+}
+
+/// A list as `execve` takes it, ended by a null pointer.
+fn pointers(strings: &[&CStr]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// What the child does, in this order, and what it reports if it fails there.
+#[derive(Clone, Copy)]
+enum Step {
+    Cgroup = 1,
+    CgroupNamespace,
+    Keyring,
+    Groups,
+    Descriptors,
+    Signals,
+    Exec,
+}
+
+impl Step {
+    fn describe(number: i32) -> &'static str {
+        match number {
+            1 => "join its cgroup",
+            2 => "make a cgroup namespace",
+            3 => "make a session keyring",
+            4 => "drop its supplementary groups",
+            5 => "arrange its descriptors",
+            6 => "unblock signals",
+            _ => "run CRIU",
+        }
+    }
+}
+
+/// Everything that the child needs, made before the fork: after it nothing may allocate.
+struct Child<'a> {
+    arguments: &'a [*const c_char],
+    environment: &'a [*const c_char],
+    /// What becomes 0, 1, 2, ...; each number is above all targets.
+    sources: &'a [RawFd],
+    cgroup_procs: &'a [RawFd],
+    unshare_cgroup_namespace: bool,
+    report: RawFd,
+}
+
+type Failure = (Step, Option<i32>);
+
+impl Child<'_> {
+    fn fork(&self) -> Result<i32, SpawnError> {
+        // SAFETY: the child only makes system calls through `become_criu` and then ends; it takes no
+        // lock and allocates nothing, so the state of this process's other threads does not matter.
+        match unsafe { libc::fork() } {
+            -1 => Err(SpawnError::Fork { source: io::Error::last_os_error() }),
+            0 => self.become_criu(),
+            pid => Ok(pid),
+        }
+    }
+
+    /// Only async-signal-safe calls from here on.
+    fn become_criu(&self) -> ! {
+        let (step, errno) = self.prepare().map_or_else(|failure| failure, |()| self.exec());
+        let mut report = [0u8; 8];
+        let (first, second) = report.split_at_mut(4);
+        first.copy_from_slice(&(step as i32).to_ne_bytes());
+        second.copy_from_slice(&errno.unwrap_or_default().to_ne_bytes());
+        // SAFETY: `report` is 8 bytes long. Should the write fail, the parent takes the exit for CRIU's.
+        unsafe { libc::write(self.report, report.as_ptr().cast(), report.len()) };
+        // SAFETY: ends the process without running anything of the parent's.
+        unsafe { libc::_exit(127) }
+    }
+
+    fn prepare(&self) -> Result<(), Failure> {
+        for procs in self.cgroup_procs {
+            // SAFETY: the buffer is one byte long. "0" means the writer.
+            let written = unsafe { libc::write(*procs, c"0".as_ptr().cast(), 1) };
+            check(Step::Cgroup, written == 1)?;
+        }
+        if self.unshare_cgroup_namespace {
+            // SAFETY: no memory is passed; the child has one thread.
+            check(Step::CgroupNamespace, unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } == 0)?;
+        }
+        Self::leave_keyring()?;
+        Self::drop_groups()?;
+        self.arrange_descriptors()?;
+        Self::unblock_signals()
+    }
+
+    /// CRIU restores no keyrings: what it has, the restored processes have. Where the kernel has none, or
+    /// a filter forbids them, they have none either.
+    fn leave_keyring() -> Result<(), Failure> {
+        let anonymous = ptr::null::<c_char>();
+        let join = libc::c_long::from(libc::KEYCTL_JOIN_SESSION_KEYRING);
+        // SAFETY: a null name asks for an anonymous keyring.
+        let result = unsafe { libc::syscall(libc::SYS_keyctl, join, anonymous) };
+        check(Step::Keyring, result != -1 || matches!(errno(), Some(libc::ENOSYS | libc::EPERM)))
+    }
+
+    /// CRIU calls setgroups only for images that hold groups (CRIU 4.2 criu/cr-restore.c,
+    /// `rst_prep_creds_args`): without this the restored processes could have ours.
+    fn drop_groups() -> Result<(), Failure> {
+        let none = ptr::null::<libc::gid_t>();
+        // SAFETY: no group is read. The plain system call, because the C library's function wants to
+        // change all threads.
+        let result = unsafe { libc::syscall(libc::SYS_setgroups, 0, none) };
+        check(Step::Groups, result == 0 || errno() == Some(libc::EPERM))
+    }
+
+    fn arrange_descriptors(&self) -> Result<(), Failure> {
+        for (target, source) in (0..).zip(self.sources) {
+            // SAFETY: no memory is passed. The target belongs to nobody in the child: what it was is
+            // either moved above the targets or not meant for CRIU.
+            check(Step::Descriptors, unsafe { libc::dup2(*source, target) } == target)?;
+        }
+        let first = libc::c_long::try_from(self.sources.len()).unwrap_or(libc::c_long::MAX);
+        let last = libc::c_long::from(u32::MAX);
+        let flags = libc::c_long::from(libc::CLOSE_RANGE_CLOEXEC);
+        // SAFETY: no memory is passed; nothing is closed before CRIU runs.
+        let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+        check(Step::Descriptors, result == 0)
+    }
+
+    fn unblock_signals() -> Result<(), Failure> {
+        let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: initialises the set.
+        unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+        // SAFETY: the set is initialised; the old one is not asked for.
+        let result = unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
+        check(Step::Signals, result == 0)
+    }
+
+    /// Returns only if it failed.
+    fn exec(&self) -> Failure {
+        if let Some(program) = self.arguments.first() {
+            let (arguments, environment) = (self.arguments.as_ptr(), self.environment.as_ptr());
+            // SAFETY: all three point to strings and lists that end in null and live in `spawn`.
+            unsafe { libc::execve(*program, arguments, environment) };
+        }
+        (Step::Exec, errno())
+    }
+}
+
+fn check(step: Step, success: bool) -> Result<(), Failure> {
+    if success { Ok(()) } else { Err((step, errno())) }
+}
+
+fn errno() -> Option<i32> {
+    io::Error::last_os_error().raw_os_error()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Starts real processes. The tests are their reaper.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+};
+
+use rustix::{
+    io::{FdFlags, fcntl_setfd},
+    process::{WaitOptions, waitpid},
+};
+
+use super::*;
+
+const SHOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/show-process.sh");
+
+fn pipe() -> (File, OwnedFd) {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    (reader.into(), writer)
+}
+
+/// Reaps the process; its exit status.
+fn reap(pid: i32) -> i32 {
+    let (_, status) = waitpid(Pid::from_raw(pid), WaitOptions::empty()).unwrap().unwrap();
+    status.exit_status().unwrap()
+}
+
+fn text(mut reader: File) -> String {
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn the_process_has_what_it_was_given_and_nothing_else() {
+    let leaked = fcntl_dupfd_cloexec(File::open("/dev/null").unwrap(), 200).unwrap();
+    fcntl_setfd(&leaked, FdFlags::empty()).unwrap();
+    let (reader, writer) = pipe();
+
+    let mut swrk = Swrk::new(SHOW);
+    assert_eq!(swrk.inherit(writer), 4);
+    assert_eq!(swrk.inherit(File::open("/dev/zero").unwrap().into()), 5);
+    let session = swrk.spawn().unwrap();
+
+    let text = text(reader);
+    assert_eq!(reap(session.pid()), 0);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "arguments: --no-default-config swrk 3");
+    assert_eq!(lines[1], "environment: PATH");
+    assert_eq!(lines[2], "descriptor 0: /dev/null");
+    assert_eq!(lines[4], "descriptor 2: /dev/null");
+    assert!(lines[5].starts_with("descriptor 3: socket:"), "{text}");
+    assert_eq!(lines[6], "descriptor 5: /dev/zero");
+    assert_eq!(lines[7], "descriptor 200: ", "a descriptor leaked");
+    assert_eq!(lines[9], "blocked: 0000000000000000");
+}
+
+#[test]
+fn given_stdio_becomes_0_1_and_2_in_this_order() {
+    let (reader, writer) = pipe();
+    let open = |path| OwnedFd::from(File::open(path).unwrap());
+    let mut swrk = Swrk::new(SHOW);
+    swrk.stdio([open("/dev/zero"), open("/dev/urandom"), open("/dev/full")]);
+    swrk.inherit(writer);
+    let session = swrk.spawn().unwrap();
+    let text = text(reader);
+    assert_eq!(reap(session.pid()), 0);
+    assert!(text.contains("descriptor 0: /dev/zero\n"), "{text}");
+    assert!(text.contains("descriptor 2: /dev/full\n"), "{text}");
+}
+
+#[test]
+fn the_process_joins_every_cgroup_before_it_runs() {
+    let (first, first_procs) = pipe();
+    let (second, second_procs) = pipe();
+    let mut swrk = Swrk::new("/bin/true");
+    swrk.cgroup_procs(vec![first_procs, second_procs]);
+    let session = swrk.spawn().unwrap();
+    assert_eq!((text(first).as_str(), text(second).as_str()), ("0", "0"));
+    reap(session.pid());
+}
+
+#[test]
+fn a_cgroup_that_cannot_be_joined_is_an_error_and_the_process_is_left_to_the_reaper() {
+    let mut swrk = Swrk::new("/bin/true");
+    swrk.cgroup_procs(vec![File::open("/dev/null").unwrap().into()]);
+    let error = swrk.spawn().unwrap_err();
+    let SpawnError::Child { pid, step, source } = error else { panic!("{error}") };
+    assert_eq!(step, "join its cgroup");
+    assert_eq!(source.raw_os_error(), Some(libc::EBADF));
+    assert_eq!(reap(pid), 127);
+}
+
+#[test]
+fn a_program_that_is_not_executable_is_an_error() {
+    let error = Swrk::new("/dev/null").spawn().unwrap_err();
+    let SpawnError::Child { pid, step, source } = error else { panic!("{error}") };
+    assert_eq!(step, "run CRIU");
+    assert_eq!(source.raw_os_error(), Some(libc::EACCES));
+    assert_eq!(reap(pid), 127);
+}
+
+#[test]
+fn a_program_that_does_not_exist_is_named_with_the_places_where_it_was_looked_for() {
+    let error = Swrk::new("no-such-criu").spawn().unwrap_err().to_string();
+    assert!(error.starts_with("there is no program no-such-criu in "), "{error}");
+    assert!(error.contains("/usr/sbin"), "{error}");
+}
+
+#[test]
+fn the_end_of_the_process_is_the_end_of_the_socket() {
+    let mut session = Swrk::new("/bin/true").spawn().unwrap();
+    let error = session.version(std::time::Duration::from_secs(10)).unwrap_err();
+    assert!(matches!(error, crate::RequestError::Closed { .. }), "{error}");
+    reap(session.pid());
+}
+
+#[test]
+fn our_own_path_is_searched_before_the_usual_directories() {
+    assert_eq!(search_path(None).to_bytes(), format!("PATH={SEARCH}").as_bytes());
+    assert_eq!(search_path(Some("/a:/b".into())).to_bytes(), format!("PATH=/a:/b:{SEARCH}").as_bytes());
+}
+
+#[test]
+fn reports_of_every_step_are_told_apart() {
+    let steps = [
+        Step::Cgroup,
+        Step::CgroupNamespace,
+        Step::Keyring,
+        Step::Groups,
+        Step::Descriptors,
+        Step::Signals,
+        Step::Exec,
+    ];
+    for step in steps {
+        let (reader, writer) = pipe();
+        let report = [(step as i32).to_ne_bytes(), libc::EPERM.to_ne_bytes()].concat();
+        File::from(writer).write_all(&report).unwrap();
+        let error = started(1, reader.into()).unwrap_err();
+        let SpawnError::Child { step: told, source, .. } = error else { panic!("{error}") };
+        assert_eq!(told, Step::describe(step as i32));
+        assert_eq!(source.raw_os_error(), Some(libc::EPERM));
+    }
+}
