@@ -24,7 +24,14 @@ mod swrk;
 mod transport;
 mod version;
 
-#[allow(clippy::all, clippy::restriction, missing_docs, missing_debug_implementations, unreachable_pub)]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub
+)]
 mod proto {
     include!(concat!(env!("OUT_DIR"), "/proto/mod.rs"));
 }

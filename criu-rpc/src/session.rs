@@ -262,7 +262,9 @@ impl Session {
             TransportError::Io(source) => {
                 RequestError::Send { request: kind.verb(), log: lines(log), source }
             }
-            other => broken(kind, log, other, deadline),
+            other @ (TransportError::Deadline | TransportError::Closed | TransportError::TooLarge(_)) => {
+                broken(kind, log, other, deadline)
+            }
         })
     }
 

@@ -28,7 +28,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-use crate::session::Session;
+use crate::{error::BoxError, session::Session};
 
 /// Directories that are searched after those in `PATH`; CRIU runs programs out of them too.
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -46,7 +46,6 @@ pub struct Swrk {
     program: PathBuf,
     stdio: Option<[OwnedFd; 3]>,
     inherited: Vec<OwnedFd>,
-    cgroup_procs: Vec<OwnedFd>,
     unshare_cgroup_namespace: bool,
 }
 
@@ -88,6 +87,14 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+    /// The new process could not be placed. It ends by itself and waits for its reaper.
+    #[error("the process for CRIU could not be placed: {source}")]
+    Place {
+        /// The process.
+        pid: i32,
+        /// Why.
+        source: BoxError,
+    },
     /// The new process did not become CRIU in time, as in a frozen cgroup. It has been sent `SIGKILL`.
     #[error("the process for CRIU did not start within {} s; is its cgroup frozen?", START.tv_sec)]
     Stuck {
@@ -100,13 +107,7 @@ impl Swrk {
     /// A CRIU that is run from `program`: a path, or a name that is looked for in `PATH` and in the
     /// usual directories.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self {
-            program: program.into(),
-            stdio: None,
-            inherited: Vec::new(),
-            cgroup_procs: Vec::new(),
-            unshare_cgroup_namespace: false,
-        }
+        Self { program: program.into(), stdio: None, inherited: Vec::new(), unshare_cgroup_namespace: false }
     }
 
     /// What CRIU has as 0, 1 and 2; `/dev/null` if not set.
@@ -122,24 +123,30 @@ impl Swrk {
         SOCKET.saturating_add(RawFd::try_from(self.inherited.len()).unwrap_or(RawFd::MAX))
     }
 
-    /// The cgroups that CRIU is in from its first instruction on: their `cgroup.procs`, open for writing.
-    pub fn cgroup_procs(&mut self, descriptors: Vec<OwnedFd>) -> &mut Self {
-        self.cgroup_procs = descriptors;
-        self
-    }
-
-    /// Whether CRIU gets a cgroup namespace of its own whose roots are those cgroups.
+    /// Whether CRIU gets a cgroup namespace of its own, whose roots are the cgroups that it was placed in.
     pub fn unshare_cgroup_namespace(&mut self, yes: bool) -> &mut Self {
         self.unshare_cgroup_namespace = yes;
         self
     }
 
-    /// Starts CRIU.
+    /// Starts CRIU where this process is.
     ///
     /// # Errors
-    /// [`SpawnError`]; with [`SpawnError::Child`] and [`SpawnError::Stuck`] there was a process, which
-    /// the caller's reaper meets.
+    /// As [`spawn_placed`](Self::spawn_placed).
     pub fn spawn(self) -> Result<Session, SpawnError> {
+        self.spawn_placed(|_| Ok(()))
+    }
+
+    /// Starts CRIU after `place` has put its process, by pid, where it is to be: into a cgroup, before it runs
+    /// and before a cgroup namespace is made.
+    ///
+    /// # Errors
+    /// [`SpawnError`]; with [`SpawnError::Child`], [`SpawnError::Place`] and [`SpawnError::Stuck`] there was a
+    /// process, which the caller's reaper meets.
+    pub fn spawn_placed(
+        self,
+        place: impl FnOnce(i32) -> Result<(), BoxError>,
+    ) -> Result<Session, SpawnError> {
         let path = search_path(env::var_os("PATH"));
         let program = find(&self.program, &path)?;
         let flags = SocketFlags::CLOEXEC;
@@ -148,12 +155,13 @@ impl Swrk {
         let stdio = self.stdio.map_or_else(null, Ok)?;
         let sources: Vec<OwnedFd> = stdio.into_iter().chain([theirs]).chain(self.inherited).collect();
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(descriptor("pipe"))?;
+        let (waits, gate) = pipe_with(PipeFlags::CLOEXEC).map_err(descriptor("pipe"))?;
 
         // Every source is moved above every target, so that no dup2 in the child hits another's source.
         let targets = RawFd::try_from(sources.len()).unwrap_or(RawFd::MAX);
         let above = |fd: OwnedFd| fcntl_dupfd_cloexec(fd, targets).map_err(descriptor("descriptor"));
         let sources = sources.into_iter().map(above).collect::<Result<Vec<_>, _>>()?;
-        let writer = above(writer)?;
+        let (writer, waits) = (above(writer)?, above(waits)?);
 
         let arguments = [program.as_c_str(), c"--no-default-config", c"swrk", c"3"];
         let environment = [path.as_c_str()];
@@ -161,13 +169,18 @@ impl Swrk {
             arguments: &pointers(&arguments),
             environment: &pointers(&environment),
             sources: &numbers(&sources),
-            cgroup_procs: &numbers(&self.cgroup_procs),
             unshare_cgroup_namespace: self.unshare_cgroup_namespace,
+            waits: waits.as_raw_fd(),
+            gate: gate.as_raw_fd(),
             report: writer.as_raw_fd(),
         };
         let pid = child.fork()?;
         // Only the child has these now: its end shows as the end of the socket and of the pipe.
-        drop((writer, sources));
+        drop((writer, waits, sources));
+        // Without the word the child ends by itself.
+        place(pid).map_err(|source| SpawnError::Place { pid, source })?;
+        retry(|| rustix::io::write(&gate, &[1])).map_err(descriptor("word to the process"))?;
+        drop(gate);
         started(pid, reader)?;
         Ok(Session::new(ours, pid))
     }
@@ -254,7 +267,7 @@ fn pointers(strings: &[&CStr]) -> Vec<*const c_char> {
 /// What the child does, in this order, and what it reports if it fails there.
 #[derive(Clone, Copy)]
 enum Step {
-    Cgroup = 1,
+    Place = 1,
     CgroupNamespace,
     Keyring,
     Groups,
@@ -266,7 +279,7 @@ enum Step {
 impl Step {
     fn describe(number: i32) -> &'static str {
         match number {
-            1 => "join its cgroup",
+            1 => "be placed",
             2 => "make a cgroup namespace",
             3 => "make a session keyring",
             4 => "drop its supplementary groups",
@@ -283,8 +296,11 @@ struct Child<'a> {
     environment: &'a [*const c_char],
     /// What becomes 0, 1, 2, ...; each number is above all targets.
     sources: &'a [RawFd],
-    cgroup_procs: &'a [RawFd],
     unshare_cgroup_namespace: bool,
+    /// Where the parent's word comes that it is placed; its end means that it is not to run.
+    waits: RawFd,
+    /// The parent's end of that, closed here so that its end can be seen.
+    gate: RawFd,
     report: RawFd,
 }
 
@@ -315,11 +331,7 @@ impl Child<'_> {
     }
 
     fn prepare(&self) -> Result<(), Failure> {
-        for procs in self.cgroup_procs {
-            // SAFETY: the buffer is one byte long. "0" means the writer.
-            let written = unsafe { libc::write(*procs, c"0".as_ptr().cast(), 1) };
-            check(Step::Cgroup, written == 1)?;
-        }
+        self.wait_for_word()?;
         if self.unshare_cgroup_namespace {
             // SAFETY: no memory is passed; the child has one thread.
             check(Step::CgroupNamespace, unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } == 0)?;
@@ -328,6 +340,19 @@ impl Child<'_> {
         Self::drop_groups()?;
         self.arrange_descriptors()?;
         Self::unblock_signals()
+    }
+
+    fn wait_for_word(&self) -> Result<(), Failure> {
+        // SAFETY: no memory is passed; the child has no use for this end.
+        unsafe { libc::close(self.gate) };
+        let mut word = 0u8;
+        loop {
+            // SAFETY: the buffer is one byte long.
+            let read = unsafe { libc::read(self.waits, ptr::from_mut(&mut word).cast(), 1) };
+            if read != -1 || errno() != Some(libc::EINTR) {
+                return check(Step::Place, read == 1);
+            }
+        }
     }
 
     /// CRIU restores no keyrings: what it has, the restored processes have. Where the kernel has none, or

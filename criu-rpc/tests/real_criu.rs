@@ -13,7 +13,7 @@ use std::{
 };
 
 use criu_rpc::{
-    BoxError, DumpOptions, Event, RequestError, RestoreOptions, Restored, Swrk, Version,
+    BoxError, DumpOptions, Event, RequestError, RestoreOptions, Restored, Session, Swrk, Version,
     image::{Files, ImageFile, ImagesDir, Inventory, Mountpoints, Pstree, Utsns},
 };
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
@@ -116,11 +116,10 @@ impl Scene {
 
     fn restore(
         &self,
-        swrk: Swrk,
+        session: Session,
         options: &RestoreOptions,
         on_event: &mut dyn FnMut(Event) -> Result<(), BoxError>,
     ) -> Result<Restored, RequestError> {
-        let session = swrk.spawn().unwrap();
         let criu = session.pid();
         let result = session.restore(options, LONG, on_event);
         reap(criu);
@@ -213,11 +212,12 @@ fn a_container_is_dumped_and_comes_back_changed() {
     let _root = Bound::new(scene.path("root"));
     let (cgroup, parent) = new_cgroup();
     let mut swrk = Swrk::new("criu");
-    let procs = fs::OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).unwrap();
-    swrk.cgroup_procs(vec![procs.into()]).unshare_cgroup_namespace(true);
+    swrk.unshare_cgroup_namespace(true);
+    let place = |pid: i32| Ok(fs::write(cgroup.join("cgroup.procs"), pid.to_string())?);
+    let session = swrk.spawn_placed(place).unwrap();
     let mut events = Vec::new();
     let mut pids = Vec::new();
-    let restored = scene.restore(swrk, &scene.restore_options(), &mut |event| {
+    let restored = scene.restore(session, &scene.restore_options(), &mut |event| {
         events.push(event.script().to_owned());
         if let Event::SetupNamespaces { pid } | Event::PostRestore { pid } = event {
             pids.push(pid);
@@ -272,12 +272,13 @@ fn failures_and_refusals_leave_nothing_and_say_why() {
     };
 
     let mut options = scene.restore_options();
-    let result = scene.restore(Swrk::new("criu"), &options, &mut |event| note(event, "post-restore"));
+    let result =
+        scene.restore(Swrk::new("criu").spawn().unwrap(), &options, &mut |event| note(event, "post-restore"));
     let Err(RequestError::Refused { script, completed, .. }) = result else { panic!("{result:?}") };
     assert_eq!((script.as_str(), completed), ("post-restore", None));
 
     options.ext_mounts.clear();
-    let result = scene.restore(Swrk::new("criu"), &options, &mut |event| note(event, ""));
+    let result = scene.restore(Swrk::new("criu").spawn().unwrap(), &options, &mut |event| note(event, ""));
     let error = result.unwrap_err();
     assert!(matches!(error, RequestError::Failed { .. }), "{error:?}");
     assert!(error.to_string().contains("No mapping for"), "{error}");

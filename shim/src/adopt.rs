@@ -117,7 +117,10 @@ const NAMESPACES: [(&str, &str); 8] = [
 
 fn namespaces(spec: &Spec) -> Vec<Value> {
     let all = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
+    // CRIU puts every restored tree into a time namespace of its own, and runc joins what is listed here.
+    let time = json!({ "type": "NEWTIME", "path": "" });
     all.iter()
+        .filter(|namespace| namespace.typ() != LinuxNamespaceType::Time)
         .map(|namespace| {
             let kind = match namespace.typ() {
                 LinuxNamespaceType::User => "NEWUSER",
@@ -131,6 +134,7 @@ fn namespaces(spec: &Spec) -> Vec<Value> {
             };
             json!({ "type": kind, "path": namespace.path().clone().unwrap_or_default() })
         })
+        .chain([time])
         .collect()
 }
 

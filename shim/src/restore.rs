@@ -90,9 +90,11 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
     swrk.stdio(stdio);
     let cgroup = Cgroup::new(&container.id, &container.spec, prepared.systemd_cgroup)
         .map_err(prepared.failed("finding the cgroup"))?;
-    let session = swrk.spawn().map_err(prepared.failed("starting CRIU"))?;
+    swrk.unshare_cgroup_namespace(plan.cgroup_namespace);
+    let session = swrk
+        .spawn_placed(|criu| cgroup.place(criu).map_err(Into::into))
+        .map_err(prepared.failed("starting CRIU in the cgroup"))?;
     let criu = session.pid();
-    cgroup.place(criu).map_err(prepared.failed("making the cgroup"))?;
     let cgroups = crate::cgroup::paths(criu)?;
     let prepared_in = started.elapsed();
 

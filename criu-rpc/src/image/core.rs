@@ -22,6 +22,7 @@ const OLD_SECCOMP_FILTER: Tag = Tag::new(12, "tc.old_seccomp_filter");
 const OOM_SCORE_ADJ: Tag = Tag::new(14, "tc.oom_score_adj");
 const CREDS: Tag = Tag::new(10, "thread_core.creds");
 const SECCOMP_MODE: Tag = Tag::new(11, "thread_core.seccomp_mode");
+const SECCOMP_FILTER: Tag = Tag::new(12, "thread_core.seccomp_filter");
 const THREAD_COMM: Tag = Tag::new(13, "thread_core.comm");
 
 /// A zombie: it comes back as one, nothing of it runs. Source: CRIU 4.2 compel/include/uapi/task-state.h,
@@ -35,8 +36,11 @@ pub struct Core {
     pub comm: OsString,
     /// Who it is and what it may do; `None` only for a zombie.
     pub creds: Option<Creds>,
-    /// 0 none, 1 strict, 2 filter.
+    /// 0 none, 1 strict, 2 filter. 0 does not mean that the thread will have no filter: see
+    /// [`Seccomp::confines`](super::Seccomp::confines).
     pub seccomp_mode: u32,
+    /// Its filter in `seccomp.img`, where the mode is 2.
+    pub seccomp_filter: u32,
     /// How willing the kernel is to kill it; of the main thread only.
     pub oom_score_adj: Option<i32>,
     /// Its namespaces, where they are noted here and not in `ids-PID.img`.
@@ -106,6 +110,7 @@ fn core(entry: &Message) -> Result<Core, FieldError> {
         comm,
         creds: creds.as_ref().map(credentials).transpose()?,
         seccomp_mode: thread.u32(SECCOMP_MODE)?.unwrap_or(0),
+        seccomp_filter: thread.u32(SECCOMP_FILTER)?.unwrap_or(0),
         oom_score_adj: task.i32(OOM_SCORE_ADJ)?,
         ids: entry.message(IDS)?.map(|ids| Ids::of(&ids)).transpose()?,
     })

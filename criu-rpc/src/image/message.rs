@@ -27,6 +27,10 @@ impl Tag {
         FieldError::Missing { name: self.name }
     }
 
+    pub(super) fn no_message(self, source: MessageError) -> FieldError {
+        FieldError::Message { name: self.name, source }
+    }
+
     pub(super) fn out_of_range(self) -> FieldError {
         FieldError::Range { name: self.name }
     }
@@ -201,8 +205,7 @@ impl Message {
     /// # Errors
     /// As [`Message::bytes`], and when it is no message.
     pub fn message(&self, tag: Tag) -> Result<Option<Self>, FieldError> {
-        let parse =
-            |bytes| Self::parse(bytes).map_err(|source| FieldError::Message { name: tag.name, source });
+        let parse = |bytes| Self::parse(bytes).map_err(|source| tag.no_message(source));
         self.bytes(tag)?.map(parse).transpose()
     }
 
@@ -218,8 +221,7 @@ impl Message {
                 Value::Bytes(packed) => {
                     let mut at = 0;
                     while at < packed.len() {
-                        let (value, end) = varint(packed, at)
-                            .map_err(|source| FieldError::Message { name: tag.name, source })?;
+                        let (value, end) = varint(packed, at).map_err(|source| tag.no_message(source))?;
                         values.push(narrow(tag, value)?);
                         at = end;
                     }

@@ -71,24 +71,24 @@ fn given_stdio_becomes_0_1_and_2_in_this_order() {
 }
 
 #[test]
-fn the_process_joins_every_cgroup_before_it_runs() {
-    let (first, first_procs) = pipe();
-    let (second, second_procs) = pipe();
-    let mut swrk = Swrk::new("/bin/true");
-    swrk.cgroup_procs(vec![first_procs, second_procs]);
-    let session = swrk.spawn().unwrap();
-    assert_eq!((text(first).as_str(), text(second).as_str()), ("0", "0"));
+fn the_process_is_placed_before_it_runs() {
+    let mut seen = String::new();
+    let place = |pid: i32| {
+        let program = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+        seen = program.display().to_string();
+        Ok(())
+    };
+    let session = Swrk::new("/bin/true").spawn_placed(place).unwrap();
+    assert_ne!(seen, "/bin/true");
+    assert_eq!(seen, std::env::current_exe().unwrap().display().to_string());
     reap(session.pid());
 }
 
 #[test]
-fn a_cgroup_that_cannot_be_joined_is_an_error_and_the_process_is_left_to_the_reaper() {
-    let mut swrk = Swrk::new("/bin/true");
-    swrk.cgroup_procs(vec![File::open("/dev/null").unwrap().into()]);
-    let error = swrk.spawn().unwrap_err();
-    let SpawnError::Child { pid, step, source } = error else { panic!("{error}") };
-    assert_eq!(step, "join its cgroup");
-    assert_eq!(source.raw_os_error(), Some(libc::EBADF));
+fn a_process_that_cannot_be_placed_ends_by_itself_and_is_left_to_the_reaper() {
+    let error = Swrk::new("/bin/true").spawn_placed(|_| Err("no such cgroup".into())).unwrap_err();
+    let SpawnError::Place { pid, source } = error else { panic!("{error}") };
+    assert_eq!(source.to_string(), "no such cgroup");
     assert_eq!(reap(pid), 127);
 }
 
@@ -125,7 +125,7 @@ fn our_own_path_is_searched_before_the_usual_directories() {
 #[test]
 fn reports_of_every_step_are_told_apart() {
     let steps = [
-        Step::Cgroup,
+        Step::Place,
         Step::CgroupNamespace,
         Step::Keyring,
         Step::Groups,
