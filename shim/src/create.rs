@@ -25,7 +25,7 @@ use crate::pod::Pod;
 use crate::process::Process;
 use crate::reaper::Exits;
 use crate::restore::Prepared;
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Layer, Rootfs};
 use crate::source::{Source, decide, identity};
 use crate::state::State;
 use crate::stdio::Wiring;
@@ -157,7 +157,9 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
 
 async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Rootfs), Error> {
     let target = request.bundle.join("rootfs");
-    let rootfs = Rootfs::mount(&request.req.rootfs, target, source.dir.rootfs()).await?;
+    let layer =
+        source.dir.rootfs().map(|path| Layer { path, implied: source.dir.implied_directories() });
+    let rootfs = Rootfs::mount(&request.req.rootfs, target, layer).await?;
     let (spec, at) = (request.spec.clone(), rootfs.path().to_owned());
     let plan = blocking(move || judge(&spec, &at, &source).map(|plan| (plan, source))).await;
     let (plan, source) = plan?;

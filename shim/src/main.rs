@@ -17,6 +17,7 @@ mod error;
 mod events;
 mod exec;
 mod frozen;
+mod implied;
 mod kill;
 mod mountpoints;
 mod oci;

@@ -9,6 +9,16 @@ use log::warn;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 use crate::error::Error;
+use crate::implied;
+
+/// A checkpoint's writable layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layer<'a> {
+    /// An overlay upper directory.
+    pub(crate) path: &'a Path,
+    /// See [`implied`].
+    pub(crate) implied: &'a [String],
+}
 
 /// A mounted root file system; unmounted on drop.
 #[derive(Debug)]
@@ -28,7 +38,7 @@ impl Rootfs {
     pub(crate) async fn mount(
         mounts: &[Mount],
         target: PathBuf,
-        layer: Option<&Path>,
+        layer: Option<Layer<'_>>,
     ) -> Result<Self, Error> {
         let failed = |source| Error::Rootfs { target: target.clone(), source };
         match std::fs::create_dir(&target) {
@@ -39,7 +49,9 @@ impl Rootfs {
         for mount in mounts {
             let mut mount = mount.clone();
             if let Some(layer) = layer {
-                mount.options = with_lower(&mount, layer).map_err(failed)?;
+                let options = with_lower(&mount, layer.path).map_err(failed)?;
+                implied::create(&mount.options, layer.implied).map_err(failed)?;
+                mount.options = options;
             }
             containerd_shim::asynchronous::util::mount_rootfs(&mount, &target)
                 .await
