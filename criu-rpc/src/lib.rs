@@ -11,6 +11,7 @@
 //! Invariants:
 //! - It never waits for a process: whoever calls it owns `waitpid`.
 //! - What CRIU sends and what an image holds is bounded, and cannot make this crate panic.
+//! - Only `swrk::child` has unsafe code.
 //! - Where CRIU could understand an image in another way than this crate, the image is refused.
 
 mod error;
@@ -19,7 +20,6 @@ pub mod log;
 mod notify;
 mod options;
 mod session;
-#[allow(unsafe_code)] // fork, and what the child does before it runs CRIU
 mod swrk;
 mod transport;
 mod version;

@@ -3,6 +3,8 @@
 //! minds: `cargo test -p criu-rpc --test real_criu --no-run`, then run the program with `--ignored` in
 //! `scripts/node run`.
 
+#![allow(clippy::unwrap_used, clippy::tests_outside_test_module)] // nothing here but tests
+
 use std::{
     fs::{self, File},
     os::fd::{AsFd, OwnedFd},
@@ -74,8 +76,9 @@ impl Scene {
         self.dir.path().join(name)
     }
 
-    /// A running container; the pid of its init.
-    fn container(&self) -> i32 {
+    /// A running container; the pids of its init and of init's parent.
+    #[allow(clippy::zombie_processes)] // `dump` waits for it
+    fn container(&self) -> (i32, i32) {
         let mut unshare = Command::new("unshare");
         unshare.args(["--mount", "--pid", "--uts", "--ipc", "--fork", CONTAINER]);
         unshare.args([self.path("root"), self.path("data"), BUSYBOX.into()]);
@@ -86,10 +89,11 @@ impl Scene {
             let command = init().and_then(|pid| fs::read(format!("/proc/{pid}/cmdline")).ok());
             command.is_some_and(|command| command.starts_with(b"/busybox\0tail"))
         });
-        init().unwrap()
+        (init().unwrap(), i32::try_from(child.id()).unwrap())
     }
 
-    fn dump(&self, pid: i32) -> Vec<String> {
+    /// Dumps a container, which ends it; the events.
+    fn dump(&self, (pid, parent): (i32, i32)) -> Vec<String> {
         let mut options = DumpOptions::new(pid, open(&self.path("images")), open(&self.path("work")));
         options.root = Some("/".into());
         options.ext_mounts = vec![("/data".into(), "data-key".into())];
@@ -102,6 +106,7 @@ impl Scene {
         });
         reap(criu);
         result.unwrap();
+        reap(parent);
         events
     }
 

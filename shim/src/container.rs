@@ -12,7 +12,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess, Spec};
 use crate::error::Error;
 use crate::oci::Oci;
 use crate::process::Process;
-use crate::restore::Prepared;
+use crate::restore::{Prepared, Restoring};
 use crate::rootfs::Rootfs;
 
 /// A container of this pod.
@@ -35,6 +35,8 @@ pub(crate) struct Container {
     pub(crate) verb: tokio::sync::Mutex<()>,
     /// The restore that Create has found to hold.
     pub(crate) prepared: Option<Arc<Prepared>>,
+    /// CRIU while it restores.
+    pub(crate) restoring: Restoring,
     /// The mounted root file system; unmounted at delete.
     pub(crate) rootfs: Mutex<Option<Rootfs>>,
     /// Execs that containerd has not deleted.

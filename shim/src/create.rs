@@ -24,7 +24,7 @@ use crate::options::RuntimeOptions;
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::reaper::Exits;
-use crate::restore::Prepared;
+use crate::restore::{Prepared, Restoring};
 use crate::rootfs::{Layer, Rootfs};
 use crate::source::{Source, decide, identity};
 use crate::state::State;
@@ -94,6 +94,7 @@ impl Request {
             init: Process::new("", stdio, state),
             verb: tokio::sync::Mutex::default(),
             prepared,
+            restoring: Restoring::default(),
             rootfs: std::sync::Mutex::new(Some(rootfs)),
             execs: std::sync::Mutex::default(),
             cgroup: std::sync::Mutex::default(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! DeleteTask, and the `delete` action that containerd runs when a shim has died.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use containerd_shim::asynchronous::util::{read_pid_from_file, read_spec};
@@ -17,6 +17,11 @@ use crate::options::RuntimeOptions;
 use crate::pod::Pod;
 use crate::reaper::Exit;
 use crate::rootfs::unmount_all;
+
+/// Which sandbox a container belongs to.
+///
+/// Source: containerd `internal/cri/annotations/annotations.go`.
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// Deletes the container, or the exec named `exec_id`; returns its last pid and exit.
 ///
@@ -54,10 +59,33 @@ pub(crate) async fn delete(
     Ok((process.pid(), exit))
 }
 
-/// Cleans up what a dead shim has left of container `id`: processes, cgroup, mounts. Returns the last known pid.
+/// Cleans up what a dead shim has left: of container `id`, and if that is a pod's sandbox, of all the pod's
+/// containers, because containerd runs `delete` only for the sandbox. Returns the last known pid of `id`.
 ///
 /// Whatever fails is logged and the rest still done: containerd calls only once.
 pub(crate) async fn after_death(namespace: &str, id: &str, bundle: &Path) -> i32 {
+    for (member, bundle) in members(id, bundle).await {
+        clean(namespace, &member, &bundle).await;
+    }
+    clean(namespace, id, bundle).await;
+    read_pid_from_file(&bundle.join("init.pid")).await.unwrap_or(0)
+}
+
+/// The other containers of the sandbox `id`, with their bundles.
+async fn members(id: &str, bundle: &Path) -> Vec<(String, PathBuf)> {
+    let mut members = Vec::new();
+    let siblings = bundle.parent().and_then(|bundles| std::fs::read_dir(bundles).ok());
+    for sibling in siblings.into_iter().flatten().flatten().filter(|sibling| sibling.file_name() != *id) {
+        let Ok(spec) = read_spec(sibling.path()).await else { continue };
+        let sandbox = spec.annotations().as_ref().and_then(|all| all.get(SANDBOX_ID).cloned());
+        if let (true, Ok(member)) = (sandbox.as_deref() == Some(id), sibling.file_name().into_string()) {
+            members.push((member, sibling.path()));
+        }
+    }
+    members
+}
+
+async fn clean(namespace: &str, id: &str, bundle: &Path) {
     let options = RuntimeOptions::load(bundle).await;
     match Oci::new(id, bundle, namespace, &options) {
         Ok(oci) => {
@@ -75,5 +103,4 @@ pub(crate) async fn after_death(namespace: &str, id: &str, bundle: &Path) -> i32
         }
     }
     unmount_all(&bundle.join("rootfs"));
-    read_pid_from_file(&bundle.join("init.pid")).await.unwrap_or(0)
 }

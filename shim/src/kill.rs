@@ -11,8 +11,7 @@ use crate::error::Error;
 use crate::reaper::Exit;
 use crate::state::State;
 
-/// Sends `signal` to a process, or to `all` of the container. Does not wait for a verb in progress: a restore
-/// that hangs can be killed.
+/// Sends `signal` to a process, or to `all` of the container. A restore in progress is ended.
 ///
 /// # Errors
 /// [`Error::NotFound`] for a process that has exited, as containerd expects.
@@ -27,9 +26,15 @@ pub(crate) async fn kill(
     match process.state() {
         State::Stopped => return Err(gone()),
         State::CreatedCheckpoint => {
-            // There is no process; containerd waits for its end all the same.
-            process.set_exited(Exit::killed());
-            return Ok(());
+            container.restoring.kill();
+            let _verb = container.verb.lock().await;
+            if process.state() == State::CreatedCheckpoint {
+                // There is no process; containerd waits for its end all the same.
+                process.set_exited(Exit::killed());
+            }
+            if process.state() == State::Stopped {
+                return Ok(());
+            }
         }
         State::Created if process.pid() == 0 => {
             process.set_exited(Exit::killed());

@@ -13,12 +13,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use ::checkpoint::plan::Plan;
 use criu_rpc::{Event, ManageCgroups, Namespace, RestoreOptions, Swrk, Tcp};
 use log::info;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::cgroup::Cgroup;
@@ -32,6 +34,44 @@ use crate::{adopt, mountpoints};
 
 /// How long CRIU may take. This only bounds a hang: a minute per 100 GB of memory is usual on slow disks.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// The CRIU of a restore in progress, so that a kill can end it.
+#[derive(Debug, Default)]
+pub(crate) struct Restoring(AtomicI32);
+
+/// In [`Restoring`]: the container was killed. Other values are CRIU's pid, or 0 for none.
+const KILLED: i32 = -1;
+
+/// The container was killed before its restore had begun.
+#[derive(Debug, thiserror::Error)]
+#[error("the container was killed")]
+pub(crate) struct Killed;
+
+impl Restoring {
+    /// Notes CRIU's pid; the process waits to be placed.
+    fn begin(&self, criu: i32) -> Result<(), Killed> {
+        let noted = self.0.compare_exchange(0, criu, Ordering::SeqCst, Ordering::SeqCst);
+        noted.map(drop).map_err(|_| Killed)
+    }
+
+    /// Forgets CRIU, which has done its work and may be reaped from now on.
+    fn end(&self) {
+        // A kill that came in between stays known: it goes to the restored init.
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| (now > 0).then_some(0));
+    }
+
+    /// Ends the restore in progress, or keeps one from beginning. CRIU's death is seen as the end of its socket.
+    pub(crate) fn kill(&self) {
+        if let Some(criu) = criu_pid(self.0.swap(KILLED, Ordering::SeqCst)) {
+            // Gone already is as good.
+            let _ = kill_process(criu, Signal::KILL);
+        }
+    }
+}
+
+fn criu_pid(value: i32) -> Option<Pid> {
+    if value > 0 { Pid::from_raw(value) } else { None }
+}
 
 /// A restore that Create has found to hold.
 #[derive(Debug)]
@@ -67,6 +107,7 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
     };
     let (pid, criu) = job.await.map_err(|e| Error::Io { what: "run the restore".into(), source: e.into() })??;
     // CRIU shares the container's cgroup until it has gone.
+    container.restoring.end();
     criu_exits.of(criu).await;
     Ok(pid)
 }
@@ -92,7 +133,10 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
         .map_err(prepared.failed("finding the cgroup"))?;
     swrk.unshare_cgroup_namespace(plan.cgroup_namespace);
     let session = swrk
-        .spawn_placed(|criu| cgroup.place(criu).map_err(Into::into))
+        .spawn_placed(|criu| {
+            container.restoring.begin(criu)?;
+            Ok(cgroup.place(criu)?)
+        })
         .map_err(prepared.failed("starting CRIU in the cgroup"))?;
     let criu = session.pid();
     let cgroups = crate::cgroup::paths(criu)?;

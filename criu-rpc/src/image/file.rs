@@ -10,7 +10,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::message::{Message, MessageError};
+use super::{message::Message, wire::MessageError};
 
 /// Begins every image file of the current format, except the inventory. Source: magic.h, `IMG_COMMON_MAGIC`.
 const COMMON: u32 = 0x5456_4319;

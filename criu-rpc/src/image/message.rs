@@ -5,9 +5,9 @@
 //! merges messages, and cuts numbers to their width; here all of that is an error, so that a message
 //! never means something else to CRIU than to its reader here.
 
-use std::ops::Range;
-
 use thiserror::Error;
+
+use super::wire::{Field, MessageError, Value, encoded_bytes, encoded_varint, field, varint};
 
 /// A field: its number and, for messages to people, its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,29 +34,6 @@ impl Tag {
     pub(super) fn out_of_range(self) -> FieldError {
         FieldError::Range { name: self.name }
     }
-}
-
-/// Why bytes are not a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum MessageError {
-    /// The end is missing.
-    #[error("it is cut off at byte {at}")]
-    Truncated {
-        /// Where something should go on.
-        at: usize,
-    },
-    /// A number has more than 64 bits.
-    #[error("the number at byte {at} is too large")]
-    Number {
-        /// Where the number begins.
-        at: usize,
-    },
-    /// A field has no possible number, or a wire type that CRIU does not know.
-    #[error("there is no field at byte {at}")]
-    Field {
-        /// Where the field begins.
-        at: usize,
-    },
 }
 
 /// Why a field is not what it should be.
@@ -101,20 +78,6 @@ pub enum FieldError {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
     bytes: Vec<u8>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Value<'a> {
-    Varint(u64),
-    Bytes(&'a [u8]),
-    /// Of 4 or 8 bytes.
-    Fixed,
-}
-
-struct Field<'a> {
-    number: u32,
-    value: Value<'a>,
-    range: Range<usize>,
 }
 
 impl Message {
@@ -249,24 +212,25 @@ impl Message {
 
     /// Makes the field this one number, where it was (the first of several), else at the end.
     pub fn set_u64(&mut self, tag: Tag, value: u64) {
-        self.replace(tag, &encoded_varint(tag, value));
+        self.replace(tag, &encoded_varint(tag.number, value));
     }
 
     /// Makes the field this one text, piece of data or encoded message, likewise.
     pub fn set_bytes(&mut self, tag: Tag, value: &[u8]) {
-        self.replace(tag, &encoded_bytes(tag, value));
+        self.replace(tag, &encoded_bytes(tag.number, value));
     }
 
     /// Makes the repeated field these numbers, not packed, likewise.
     pub fn set_u32s(&mut self, tag: Tag, values: &[u32]) {
         let encoded: Vec<u8> =
-            values.iter().flat_map(|value| encoded_varint(tag, u64::from(*value))).collect();
+            values.iter().flat_map(|value| encoded_varint(tag.number, u64::from(*value))).collect();
         self.replace(tag, &encoded);
     }
 
     /// Makes the repeated field these texts, pieces of data or encoded messages, likewise.
     pub fn set_all_bytes<'a>(&mut self, tag: Tag, values: impl IntoIterator<Item = &'a [u8]>) {
-        let encoded: Vec<u8> = values.into_iter().flat_map(|value| encoded_bytes(tag, value)).collect();
+        let encoded: Vec<u8> =
+            values.into_iter().flat_map(|value| encoded_bytes(tag.number, value)).collect();
         self.replace(tag, &encoded);
     }
 
@@ -315,72 +279,6 @@ impl Message {
 
 fn narrow(tag: Tag, value: u64) -> Result<u32, FieldError> {
     u32::try_from(value).map_err(|_| FieldError::Range { name: tag.name })
-}
-
-/// The field that begins at `at`.
-fn field(bytes: &[u8], at: usize) -> Result<Field<'_>, MessageError> {
-    let (tag, body) = varint(bytes, at)?;
-    let number = u32::try_from(tag >> 3).ok().filter(|number| (1..1 << 29).contains(number));
-    let number = number.ok_or(MessageError::Field { at })?;
-    let skip = |length: usize| {
-        let end = body.checked_add(length).filter(|end| *end <= bytes.len());
-        end.ok_or(MessageError::Truncated { at: body })
-    };
-    // Source: protobuf encoding, wire types. Groups (3 and 4) are unknown to protobuf-c.
-    let (value, end) = match tag & 7 {
-        0 => varint(bytes, body).map(|(value, end)| (Value::Varint(value), end))?,
-        1 => (Value::Fixed, skip(8)?),
-        2 => {
-            let (length, start) = varint(bytes, body)?;
-            let end = usize::try_from(length).ok().and_then(|length| start.checked_add(length));
-            let slice = end.and_then(|end| Some((bytes.get(start..end)?, end)));
-            let (slice, end) = slice.ok_or(MessageError::Truncated { at: start })?;
-            (Value::Bytes(slice), end)
-        }
-        5 => (Value::Fixed, skip(4)?),
-        _ => return Err(MessageError::Field { at }),
-    };
-    Ok(Field { number, value, range: at..end })
-}
-
-/// The variable-length number at `at`, and where it ends.
-fn varint(bytes: &[u8], at: usize) -> Result<(u64, usize), MessageError> {
-    let mut value = 0;
-    for (index, byte) in bytes.get(at..).unwrap_or_default().iter().enumerate().take(10) {
-        let bits = u64::from(byte & 0x7f);
-        if index == 9 && bits > 1 {
-            break;
-        }
-        value |= bits << (7 * index);
-        if byte & 0x80 == 0 {
-            return Ok((value, at.saturating_add(index).saturating_add(1)));
-        }
-    }
-    let left = bytes.len().saturating_sub(at);
-    Err(if left < 10 { MessageError::Truncated { at } } else { MessageError::Number { at } })
-}
-
-fn encoded_varint(tag: Tag, value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    push_varint(&mut bytes, u64::from(tag.number) << 3);
-    push_varint(&mut bytes, value);
-    bytes
-}
-
-fn encoded_bytes(tag: Tag, value: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    push_varint(&mut bytes, u64::from(tag.number) << 3 | 2);
-    push_varint(&mut bytes, value.len() as u64);
-    bytes.extend_from_slice(value);
-    bytes
-}
-
-fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
-    while value > 0x7f {
-        bytes.push(value.to_le_bytes()[0] | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value.to_le_bytes()[0]);
 }
 
 #[cfg(test)]

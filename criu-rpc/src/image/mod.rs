@@ -24,6 +24,7 @@ mod seccomp;
 mod timens;
 mod utsns;
 mod view;
+mod wire;
 
 pub use self::{
     core::{Core, Creds},
@@ -32,7 +33,7 @@ pub use self::{
     files::{Files, InetSocket, RegFile, RewriteError},
     ids::Ids,
     inventory::{Inventory, Lsm},
-    message::{FieldError, Message, MessageError, Tag},
+    message::{FieldError, Message, Tag},
     mountpoints::{AddMountError, Mount, Mountpoints},
     netns::Netns,
     pidns::Pidns,
@@ -41,6 +42,7 @@ pub use self::{
     timens::Timens,
     utsns::Utsns,
     view::{View, ViewError},
+    wire::MessageError,
 };
 
 #[cfg(test)]
