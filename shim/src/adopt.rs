@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::error::Error;
+use crate::error::TaskError;
 
 /// What runc cannot find out for itself.
 pub(crate) struct Adopted<'a> {
@@ -41,10 +41,10 @@ pub(crate) struct Adopted<'a> {
 ///
 /// # Errors
 /// When the state directory cannot be written, or the process is gone.
-pub(crate) fn adopt(root: &Path, adopted: &Adopted<'_>) -> Result<(), Error> {
+pub(crate) fn adopt(root: &Path, adopted: &Adopted<'_>) -> Result<(), TaskError> {
     let start_time = procfs::process::Process::new(adopted.pid)
         .and_then(|process| process.stat())
-        .map_err(|e| Error::Io {
+        .map_err(|e| TaskError::Io {
             what: format!("read the start time of the restored process {}", adopted.pid),
             source: std::io::Error::other(e),
         })?
@@ -52,15 +52,15 @@ pub(crate) fn adopt(root: &Path, adopted: &Adopted<'_>) -> Result<(), Error> {
     let state = state(adopted, start_time, OffsetDateTime::now_utc());
     let dir = root.join(adopted.id);
     let failed = || format!("make the container known to runc in {}", dir.display());
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir).map_err(Error::io(failed()))?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir).map_err(TaskError::io(failed()))?;
     let path = dir.join("state.json");
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&path)
-        .map_err(Error::io(failed()))?;
-    file.write_all(state.to_string().as_bytes()).map_err(Error::io(failed()))
+        .map_err(TaskError::io(failed()))?;
+    file.write_all(state.to_string().as_bytes()).map_err(TaskError::io(failed()))
 }
 
 /// Removes what [`adopt`] wrote, after a restore that failed later.
@@ -73,10 +73,8 @@ fn state(adopted: &Adopted<'_>, start_time: u64, created: OffsetDateTime) -> Val
     let linux = adopted.spec.linux().as_ref();
     let process = adopted.spec.process().as_ref();
     let seccomp = linux.and_then(|linux| linux.seccomp().as_ref()).map(seccomp);
-    let namespace_paths: BTreeMap<&str, String> = NAMESPACES
-        .iter()
-        .map(|(kind, file)| (*kind, format!("/proc/{}/ns/{file}", adopted.pid)))
-        .collect();
+    let namespace_paths: BTreeMap<&str, String> =
+        NAMESPACES.iter().map(|(kind, file)| (*kind, format!("/proc/{}/ns/{file}", adopted.pid))).collect();
     json!({
         "id": adopted.id,
         "init_process_pid": adopted.pid,
@@ -142,7 +140,8 @@ fn namespaces(spec: &Spec) -> Vec<Value> {
 ///
 /// Source: runc `libcontainer/specconv`, CreateCgroupConfig.
 fn cgroups(adopted: &Adopted<'_>) -> Value {
-    let path = adopted.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
+    let path =
+        adopted.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
     let path = path.to_string_lossy().into_owned();
     let mut parts = path.splitn(3, ':');
     match (adopted.systemd, parts.next(), parts.next(), parts.next()) {

@@ -13,7 +13,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use procfs::process::Process as ProcFs;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::error::Error;
+use crate::error::TaskError;
 
 /// How long killed processes may take to leave the cgroup. SIGKILL of a task in disk wait can last.
 const LEAVE: Duration = Duration::from_secs(10);
@@ -28,15 +28,16 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// The cgroup that `spec` names, by the driver that the runtime options name.
+    /// The cgroup at `path`, by cgroupfs or through systemd, to get `resources`.
     ///
     /// # Errors
-    /// When the spec names none, or the hierarchies cannot be found.
-    pub(crate) fn new(id: &str, spec: &Spec, systemd: bool) -> Result<Self, Error> {
-        let linux = spec.linux().as_ref();
-        let path = linux.and_then(|linux| linux.cgroups_path().clone()).ok_or_else(|| {
-            Error::InvalidRequest("the spec names no cgroup, and a restored container needs one".into())
-        })?;
+    /// When the hierarchies cannot be found.
+    pub(crate) fn new(
+        id: &str,
+        path: PathBuf,
+        resources: Option<LinuxResources>,
+        systemd: bool,
+    ) -> Result<Self, TaskError> {
         let others = if systemd { Vec::new() } else { without_controllers(&path)? };
         let manager = create_cgroup_manager(CgroupConfig {
             cgroup_path: path,
@@ -44,24 +45,28 @@ impl Cgroup {
             container_name: id.to_owned(),
         })
         .map_err(failed("find the cgroup hierarchies"))?;
-        Ok(Self { manager, resources: linux.and_then(|linux| linux.resources().clone()), others, kept: false })
+        Ok(Self { manager, resources, others, kept: false })
     }
 
     /// Makes the cgroup, sets the spec's limits and device rules, and puts `pid` into it.
     ///
     /// # Errors
     /// When the kernel refuses any of it.
-    pub(crate) fn place(&self, pid: i32) -> Result<(), Error> {
+    pub(crate) fn place(&self, pid: i32) -> Result<(), TaskError> {
         for directory in &self.others {
             let joined = std::fs::create_dir_all(directory)
                 .and_then(|()| std::fs::write(directory.join("cgroup.procs"), pid.to_string()));
-            joined.map_err(Error::io(format!("put CRIU into {}", directory.display())))?;
+            joined.map_err(TaskError::io(format!("put CRIU into {}", directory.display())))?;
         }
         let task = nix::unistd::Pid::from_raw(pid);
         self.manager.add_task(task).map_err(failed("put CRIU into the container's cgroup"))?;
         if let Some(resources) = &self.resources {
-            let options =
-                ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+            let options = ControllerOpt {
+                resources,
+                disable_oom_killer: false,
+                oom_score_adj: None,
+                freezer_state: None,
+            };
             self.manager.apply(&options).map_err(failed("set the container's limits"))?;
         }
         Ok(())
@@ -103,12 +108,17 @@ impl Drop for Cgroup {
     }
 }
 
+/// The path of the cgroup that a spec names.
+pub(crate) fn cgroup_path(spec: &Spec) -> Option<PathBuf> {
+    spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone())
+}
+
 /// The directory of each hierarchy that `pid` is in: v1 by controller (`memory`, `name=systemd`), v2 by `""`.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub(crate) fn paths(pid: i32) -> Result<BTreeMap<String, PathBuf>, Error> {
-    let unreadable = |e: procfs::ProcError| Error::Io {
+pub(crate) fn paths(pid: i32) -> Result<BTreeMap<String, PathBuf>, TaskError> {
+    let unreadable = |e: procfs::ProcError| TaskError::Io {
         what: format!("read the cgroups of process {pid}"),
         source: std::io::Error::other(e),
     };
@@ -134,8 +144,9 @@ pub(crate) fn paths(pid: i32) -> Result<BTreeMap<String, PathBuf>, Error> {
 
 /// The directories of cgroup `path` in hierarchies without controllers, where the OCI runtime puts a container as
 /// well: named ones (`name=systemd`), and the v2 one of a hybrid host. Empty on a pure v2 host.
-fn without_controllers(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mounts = ProcFs::myself().and_then(|process| process.mountinfo()).map_err(failed("read the mounts"))?;
+fn without_controllers(path: &Path) -> Result<Vec<PathBuf>, TaskError> {
+    let mounts =
+        ProcFs::myself().and_then(|process| process.mountinfo()).map_err(failed("read the mounts"))?;
     let relative = path.strip_prefix("/").unwrap_or(path);
     let hybrid = mounts.0.iter().any(|mount| mount.fs_type == "cgroup");
     let bare = |mount: &&procfs::process::MountInfo| match mount.fs_type.as_str() {
@@ -150,11 +161,11 @@ fn without_controllers(path: &Path) -> Result<Vec<PathBuf>, Error> {
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub(crate) fn v1_mounts(spec: &Spec) -> Result<BTreeMap<String, PathBuf>, Error> {
+pub(crate) fn v1_mounts(spec: &Spec) -> Result<BTreeMap<String, PathBuf>, TaskError> {
     let mounted = spec.mounts().iter().flatten().find(|mount| mount.typ().as_deref() == Some("cgroup"));
-    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-    let (Some(mounted), Some(path)) = (mounted, path) else { return Ok(BTreeMap::new()) };
-    let mounts = ProcFs::myself().and_then(|process| process.mountinfo()).map_err(failed("read the mounts"))?;
+    let (Some(mounted), Some(path)) = (mounted, cgroup_path(spec)) else { return Ok(BTreeMap::new()) };
+    let mounts =
+        ProcFs::myself().and_then(|process| process.mountinfo()).map_err(failed("read the mounts"))?;
     let relative = path.strip_prefix("/").unwrap_or(&path);
     let hierarchies = mounts.0.iter().filter(|mount| mount.fs_type == "cgroup");
     Ok(hierarchies
@@ -172,6 +183,6 @@ fn named(mount: &procfs::process::MountInfo, controller: &str) -> bool {
     mount.super_options.get("name").and_then(Option::as_deref) == Some(name)
 }
 
-fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Error {
-    move |e| Error::Io { what: what.to_owned(), source: std::io::Error::other(e.to_string()) }
+fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> TaskError {
+    move |e| TaskError::Io { what: what.to_owned(), source: std::io::Error::other(e.to_string()) }
 }

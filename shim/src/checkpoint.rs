@@ -22,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::container::Container;
 use crate::create::blocking;
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::pod::Pod;
 use crate::reaper::Exits;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
@@ -39,20 +39,20 @@ const PID_KEY: &str = "extRootPidNS";
 /// Freezes `container` into `path` (or the options' image path); it goes on unless the options say exit.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] with the last lines of CRIU's log; the container goes on then.
+/// [`TaskError::Checkpoint`] with the last lines of CRIU's log; the container goes on then.
 pub(crate) async fn checkpoint(
     pod: &Pod,
     container: &Arc<Container>,
     path: &str,
     options: Option<&Any>,
-) -> Result<(), Error> {
+) -> Result<(), TaskError> {
     let _verb = container.verb.lock().await;
     container.init.state().checkpoint()?;
     let options = decode(options)?;
     let images = if options.image_path.is_empty() { path } else { &options.image_path };
     let work = if options.work_path.is_empty() { images } else { &options.work_path };
     let (images, work) = (PathBuf::from(images), PathBuf::from(work));
-    let exits = Exits::subscribe().await.map_err(|e| Error::shim("watch for exits", e))?;
+    let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let (dumped, exit) = (container.clone(), options.exit);
     let criu = blocking(move || dump(&dumped, &images, &work, exit)).await?;
     exits.of(criu).await;
@@ -67,19 +67,20 @@ pub(crate) async fn checkpoint(
 }
 
 /// No options at all is what containerd sends for a runtime that it does not take for runc.
-fn decode(options: Option<&Any>) -> Result<CheckpointOptions, Error> {
-    let Some(any) = options.filter(|any| any.type_url.ends_with("containerd.runc.v1.CheckpointOptions")) else {
+fn decode(options: Option<&Any>) -> Result<CheckpointOptions, TaskError> {
+    let Some(any) = options.filter(|any| any.type_url.ends_with("containerd.runc.v1.CheckpointOptions"))
+    else {
         return Ok(CheckpointOptions::default());
     };
     CheckpointOptions::parse_from_bytes(&any.value)
-        .map_err(|e| Error::InvalidRequest(format!("checkpoint options do not decode: {e}")))
+        .map_err(|e| TaskError::InvalidRequest(format!("checkpoint options do not decode: {e}")))
 }
 
 /// The blocking part; returns CRIU's pid.
-fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result<i32, Error> {
+fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result<i32, TaskError> {
     let started = Instant::now();
     let failed = |step: &'static str| {
-        move |e: String| Error::Checkpoint { container: container.id.clone(), step, reason: e }
+        move |e: String| TaskError::Checkpoint { container: container.id.clone(), step, reason: e }
     };
     let pid = container.init.pid();
     let mounts = ProcFs::new(pid)
@@ -103,10 +104,11 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
     let binds = bind_mountpoints(&container.spec, &container.bundle.join("rootfs"))
         .map_err(|e| failed("finding its mounts")(e.to_string()))?;
     options.ext_mounts = external_mounts(&container.spec, &binds, &mounts.0);
-    options.external =
-        external_namespaces(&container.spec, pid).map_err(|e| failed("reading its namespaces")(e.to_string()))?;
+    options.external = external_namespaces(&container.spec, pid)
+        .map_err(|e| failed("reading its namespaces")(e.to_string()))?;
 
-    let session = Swrk::new(criu_program(container)).spawn().map_err(|e| failed("starting CRIU")(e.to_string()))?;
+    let session =
+        Swrk::new(criu_program(container)).spawn().map_err(|e| failed("starting CRIU")(e.to_string()))?;
     let criu = session.pid();
     session.dump(&options, DEADLINE, &mut |_| Ok(())).map_err(|e| failed("CRIU")(e.to_string()))?;
     write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(e.to_string()))?;
@@ -215,9 +217,8 @@ mod tests {
 
     #[test]
     fn what_the_runtime_makes_fresh_is_criu_s_and_what_comes_from_outside_is_external() {
-        let spec = spec(
-            r#"{"ociVersion": "1.2.0", "linux": {"maskedPaths": ["/proc/kcore", "/proc/acpi"]}}"#,
-        );
+        let spec =
+            spec(r#"{"ociVersion": "1.2.0", "linux": {"maskedPaths": ["/proc/kcore", "/proc/acpi"]}}"#);
         let binds = BTreeSet::from([PathBuf::from("/dev/shm"), PathBuf::from("/etc/hosts")]);
         let mounts = mounts(&[
             "10 1 0:50 / / rw - overlay overlay rw,lowerdir=/l",

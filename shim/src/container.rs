@@ -9,7 +9,7 @@ use cgroups_rs::fs::Cgroup;
 use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess, Spec};
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::oci::Oci;
 use crate::process::Process;
 use crate::restore::{Prepared, Restoring};
@@ -49,8 +49,8 @@ impl Container {
     /// The init, or the exec named `exec_id`.
     ///
     /// # Errors
-    /// [`Error::NotFound`].
-    pub(crate) fn process(self: &Arc<Self>, exec_id: &str) -> Result<ProcessRef, Error> {
+    /// [`TaskError::NotFound`].
+    pub(crate) fn process(self: &Arc<Self>, exec_id: &str) -> Result<ProcessRef, TaskError> {
         if exec_id.is_empty() {
             return Ok(ProcessRef::Init(self.clone()));
         }
@@ -60,22 +60,22 @@ impl Container {
     /// The exec named `exec_id`.
     ///
     /// # Errors
-    /// [`Error::NotFound`].
-    pub(crate) fn exec(&self, exec_id: &str) -> Result<Arc<Exec>, Error> {
+    /// [`TaskError::NotFound`].
+    pub(crate) fn exec(&self, exec_id: &str) -> Result<Arc<Exec>, TaskError> {
         let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
         let exec = execs.get(exec_id).cloned();
-        exec.ok_or_else(|| Error::NotFound(format!("exec {exec_id} of container {}", self.id)))
+        exec.ok_or_else(|| TaskError::NotFound(format!("exec {exec_id} of container {}", self.id)))
     }
 
     /// Adds an exec.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`].
-    pub(crate) fn add_exec(&self, exec: Exec) -> Result<(), Error> {
+    /// [`TaskError::AlreadyExists`].
+    pub(crate) fn add_exec(&self, exec: Exec) -> Result<(), TaskError> {
         let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
         let id = exec.process.exec_id.clone();
         if execs.contains_key(&id) {
-            return Err(Error::AlreadyExists(format!("exec {id} of container {}", self.id)));
+            return Err(TaskError::AlreadyExists(format!("exec {id} of container {}", self.id)));
         }
         execs.insert(id, Arc::new(exec));
         Ok(())
@@ -142,7 +142,7 @@ impl Container {
     ///
     /// # Errors
     /// When it cannot be mounted.
-    pub(crate) async fn remount(&self) -> Result<(), Error> {
+    pub(crate) async fn remount(&self) -> Result<(), TaskError> {
         self.unmount();
         let fresh = Rootfs::mount(&self.snapshot, self.bundle.join("rootfs"), None).await?;
         *self.rootfs.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh);

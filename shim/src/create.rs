@@ -17,8 +17,10 @@ use log::warn;
 use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags};
 
+use crate::cgroup::cgroup_path;
 use crate::container::Container;
-use crate::error::Error;
+use crate::error::TaskError;
+use crate::members;
 use crate::oci::Oci;
 use crate::options::RuntimeOptions;
 use crate::pod::Pod;
@@ -34,23 +36,32 @@ use crate::stdio::Wiring;
 ///
 /// # Errors
 /// Why not, with everything undone.
-pub(crate) async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<i32, Error> {
+pub(crate) async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<i32, TaskError> {
     if pod.container(&req.id).is_ok() {
-        return Err(Error::AlreadyExists(format!("container {}", req.id)));
+        return Err(TaskError::AlreadyExists(format!("container {}", req.id)));
     }
     if !req.checkpoint.is_empty() {
-        return Err(Error::InvalidRequest(
+        return Err(TaskError::InvalidRequest(
             "containerd asks for a restore from a checkpoint image; under this runtime a pod names a checkpoint \
              with the annotation thaw.dev/restore instead: use the container's own image"
                 .into(),
         ));
     }
     let bundle = PathBuf::from(&req.bundle);
-    let spec = read_spec(&bundle).await.map_err(|e| Error::shim("read config.json", e))?;
+    let spec = read_spec(&bundle).await.map_err(|e| TaskError::shim("read config.json", e))?;
     let options = RuntimeOptions::decode(req.options.as_ref())?;
     options.save(&bundle).await?;
     let request = Request { namespace: pod.namespace.clone(), options, bundle, spec, req };
-    let (state, prepared, rootfs) = match prepare(pod, &request).await? {
+    members::note(&pod.bundle, &request.req.id, cgroup_path(&request.spec).as_deref())?;
+    let created = make(pod, &request).await;
+    if created.is_err() {
+        members::forget(&pod.bundle, &request.req.id);
+    }
+    created
+}
+
+async fn make(pod: &Arc<Pod>, request: &Request) -> Result<i32, TaskError> {
+    let (state, prepared, rootfs) = match prepare(pod, request).await? {
         Some((prepared, rootfs)) => (State::CreatedCheckpoint, Some(Arc::new(prepared)), rootfs),
         None => {
             let target = request.bundle.join("rootfs");
@@ -81,7 +92,7 @@ impl Request {
         state: State,
         prepared: Option<Arc<Prepared>>,
         rootfs: Rootfs,
-    ) -> Result<Container, Error> {
+    ) -> Result<Container, TaskError> {
         let req = &self.req;
         let stdio = Stdio::new(&req.stdin, &req.stdout, &req.stderr, req.terminal);
         Ok(Container {
@@ -125,8 +136,8 @@ impl Request {
 ///
 /// # Errors
 /// When the runtime fails; it leaves nothing then.
-pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<(), Error> {
-    let exits = Exits::subscribe().await.map_err(|e| Error::shim("watch for exits", e))?;
+pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<(), TaskError> {
+    let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let wiring = Wiring::new(&container.init.stdio, container.io_owner)?;
     let io = wiring.io(&container.init.stdio);
     let pid = container.oci.create(io, wiring.console_socket()).await?;
@@ -142,7 +153,7 @@ pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -
 }
 
 /// Finds the checkpoint that the pod asks for and proves that its restore can hold; `None` starts the image.
-async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, Rootfs)>, Error> {
+async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, Rootfs)>, TaskError> {
     let (spec, asker) = (request.spec.clone(), pod.clone());
     let decided = blocking(move || decide(&spec, |name| asker.restored_from(name))).await?;
     let Some(source) = decided else { return Ok(None) };
@@ -156,10 +167,9 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
     }
 }
 
-async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Rootfs), Error> {
+async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Rootfs), TaskError> {
     let target = request.bundle.join("rootfs");
-    let layer =
-        source.dir.rootfs().map(|path| Layer { path, implied: source.dir.implied_directories() });
+    let layer = source.dir.rootfs().map(|path| Layer { path, implied: source.dir.implied_directories() });
     let rootfs = Rootfs::mount(&request.req.rootfs, target, layer).await?;
     let (spec, at) = (request.spec.clone(), rootfs.path().to_owned());
     let plan = blocking(move || judge(&spec, &at, &source).map(|plan| (plan, source))).await;
@@ -174,14 +184,14 @@ async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Ro
 }
 
 /// The plan, or every reason against it.
-fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::plan::Plan, Error> {
-    let refuse = |reasons: String| Error::Refused {
+fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::plan::Plan, TaskError> {
+    let refuse = |reasons: String| TaskError::Refused {
         container: source.container.clone(),
         checkpoint: format!(" from {}", source.name()),
         reasons,
     };
     let root = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(Error::io("open the root file system"))?;
+        .map_err(TaskError::io("open the root file system"))?;
     let annotations: HashMap<String, String> = spec.annotations().clone().unwrap_or_default();
     let new = NewContainer {
         spec,
@@ -194,8 +204,8 @@ fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::pl
 
 /// Runs what blocks on the blocking pool.
 pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
+) -> Result<T, TaskError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|e| Error::Io { what: "run a blocking step".into(), source: e.into() })?
+    done.map_err(|e| TaskError::Io { what: "run a blocking step".into(), source: e.into() })?
 }

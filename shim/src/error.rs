@@ -9,7 +9,7 @@ use crate::state::InvalidTransition;
 
 /// Why a verb failed. The text reaches the pod's events, so it says what happened and what to do.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum TaskError {
     /// No such container or exec here.
     #[error("{0} not found")]
     NotFound(String),
@@ -90,7 +90,7 @@ pub(crate) enum Error {
     },
 }
 
-impl Error {
+impl TaskError {
     /// For `map_err` on an [`std::io::Error`] or rustix's `Errno`.
     pub(crate) fn io<E: Into<std::io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         move |source| Self::Io { what: what.into(), source: source.into() }
@@ -120,8 +120,8 @@ impl Error {
     }
 }
 
-impl From<Error> for ttrpc::Error {
-    fn from(error: Error) -> Self {
+impl From<TaskError> for ttrpc::Error {
+    fn from(error: TaskError) -> Self {
         Self::RpcStatus(ttrpc::get_status(error.code(), error.to_string()))
     }
 }
@@ -131,24 +131,22 @@ mod tests {
     use super::*;
     use crate::state::State;
 
-    fn code(error: Error) -> Code {
-        match ttrpc::Error::from(error) {
-            ttrpc::Error::RpcStatus(status) => status.code(),
-            other => panic!("not a status: {other}"),
-        }
+    fn code(error: TaskError) -> Code {
+        let ttrpc::Error::RpcStatus(status) = ttrpc::Error::from(error) else { panic!("not a status") };
+        status.code()
     }
 
     #[test]
     fn each_error_has_the_code_that_containerd_branches_on() {
-        assert_eq!(code(Error::NotFound("container a".into())), Code::NOT_FOUND);
-        assert_eq!(code(Error::AlreadyExists("container a".into())), Code::ALREADY_EXISTS);
+        assert_eq!(code(TaskError::NotFound("container a".into())), Code::NOT_FOUND);
+        assert_eq!(code(TaskError::AlreadyExists("container a".into())), Code::ALREADY_EXISTS);
         let transition = InvalidTransition { verb: "start", state: State::Stopped };
         assert_eq!(code(transition.into()), Code::FAILED_PRECONDITION);
         let refused =
-            Error::Refused { container: "a".into(), checkpoint: String::new(), reasons: "no".into() };
+            TaskError::Refused { container: "a".into(), checkpoint: String::new(), reasons: "no".into() };
         assert_eq!(code(refused), Code::FAILED_PRECONDITION);
-        assert_eq!(code(Error::InvalidRequest("x".into())), Code::INVALID_ARGUMENT);
-        let io = Error::io("open x")(std::io::Error::from_raw_os_error(2));
+        assert_eq!(code(TaskError::InvalidRequest("x".into())), Code::INVALID_ARGUMENT);
+        let io = TaskError::io("open x")(std::io::Error::from_raw_os_error(2));
         assert_eq!(code(io), Code::UNKNOWN);
     }
 }

@@ -9,7 +9,7 @@ use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted};
 use oci_spec::runtime::Process as OciProcess;
 
 use crate::container::{Container, Exec};
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::reaper::{Exit, Exits};
@@ -20,8 +20,9 @@ use crate::stdio::Wiring;
 ///
 /// # Errors
 /// When the id is taken or the process does not decode.
-pub(crate) async fn add(pod: &Pod, container: &Container, req: &ExecProcessRequest) -> Result<(), Error> {
-    let invalid = |e| Error::InvalidRequest(format!("exec {}: the process does not decode: {e}", req.exec_id));
+pub(crate) async fn add(pod: &Pod, container: &Container, req: &ExecProcessRequest) -> Result<(), TaskError> {
+    let invalid =
+        |e| TaskError::InvalidRequest(format!("exec {}: the process does not decode: {e}", req.exec_id));
     let spec: OciProcess = serde_json::from_slice(&req.spec.value).map_err(invalid)?;
     let stdio = Stdio::new(&req.stdin, &req.stdout, &req.stderr, req.terminal);
     let process = Process::new(&req.exec_id, stdio, State::Created);
@@ -40,11 +41,15 @@ pub(crate) async fn add(pod: &Pod, container: &Container, req: &ExecProcessReque
 ///
 /// # Errors
 /// When the runtime cannot; the exec is stopped then.
-pub(crate) async fn start(pod: &Arc<Pod>, container: &Arc<Container>, exec_id: &str) -> Result<i32, Error> {
+pub(crate) async fn start(
+    pod: &Arc<Pod>,
+    container: &Arc<Container>,
+    exec_id: &str,
+) -> Result<i32, TaskError> {
     let exec = container.exec(exec_id)?;
     let _verb = container.verb.lock().await;
     exec.process.state().start()?;
-    let exits = Exits::subscribe().await.map_err(|e| Error::shim("watch for exits", e))?;
+    let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let stdio = &exec.process.stdio;
     let wiring = Wiring::new(stdio, container.io_owner)?;
     let ran = container.oci.exec(exec_id, &exec.spec, wiring.io(stdio), wiring.console_socket()).await;

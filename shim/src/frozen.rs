@@ -4,7 +4,9 @@
 
 use ::checkpoint::container_dir::ContainerDir;
 use ::checkpoint::plan::{Capabilities, Claims, Frozen, FrozenMount, Lsm, OwnNamespaces};
-use criu_rpc::image::{Core, Ids, ImagesDir, Inventory, LoadError, Mountpoints, Netns, Pidns, Pstree, Task};
+use criu_rpc::image::{
+    Core, Ids, ImagesDir, Inventory, LoadError, Mountpoints, Netns, Pidns, Pstree, Seccomp, Task,
+};
 
 /// The images of one container, read once.
 #[derive(Debug)]
@@ -16,6 +18,10 @@ pub(crate) struct Images {
     /// The directory.
     pub(crate) dir: ImagesDir,
 }
+
+/// Images of things that CRIU would restore with its own rights and nothing here judges: a security policy,
+/// credentials of old versions that override those judged, user namespaces, binary formats of the host.
+const FOREIGN: [&str; 4] = ["apparmor.", "creds-", "userns-", "binfmt-misc"];
 
 /// Why the images cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +35,9 @@ pub(crate) enum ImagesError {
     /// A file beside the images.
     #[error("{0}")]
     Dump(String),
+    /// One that CRIU would act on, and that no container of this runtime has.
+    #[error("its images hold {0}, which a pod's container never has; it cannot be restored")]
+    Foreign(String),
     /// The images hold no process.
     #[error("its images hold no process; the checkpoint is damaged: make it again")]
     NoProcess,
@@ -41,17 +50,23 @@ impl Images {
     /// When one is missing, damaged or beyond its bounds.
     pub(crate) fn read(container: &ContainerDir) -> Result<Self, ImagesError> {
         let dir = ImagesDir::open(container.images_dir().try_clone_to_owned()?);
+        let names = dir.names()?;
+        if let Some(foreign) = names.iter().find(|name| FOREIGN.iter().any(|stem| name.starts_with(stem))) {
+            return Err(ImagesError::Foreign(foreign.clone()));
+        }
         let inventory: Inventory = dir.load("inventory.img")?;
         let pstree: Pstree = dir.load("pstree.img")?;
         let root = pstree.tasks.first().ok_or(ImagesError::NoProcess)?;
         let ids: Ids = dir.load(&format!("ids-{}.img", root.pid))?;
-        let names = dir.names()?;
         let of_namespace = |stem: &str, id: Option<u32>| {
             id.map(|id| format!("{stem}-{id}.img")).filter(|name| names.contains(name))
         };
 
         let mountpoints = of_namespace("mountpoints", ids.mnt_ns).unwrap_or_default();
         let mounts: Mountpoints = dir.load(&mountpoints)?;
+        if let Some(mount) = mounts.mounts().iter().find(|mount| mount.with_plugin) {
+            return Err(ImagesError::Foreign(format!("a plugin's mount at {}", mount.mountpoint.display())));
+        }
         let key = |key: Option<std::ffi::OsString>| key.and_then(|key| key.into_string().ok());
         let network_key = match of_namespace("netns", ids.net_ns) {
             Some(name) => key(dir.load::<Netns>(&name)?.ext_key),
@@ -62,14 +77,15 @@ impl Images {
             None => None,
         };
         let spec = container.spec().map_err(|e| ImagesError::Dump(e.to_string()))?;
-        let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
+        let terminal =
+            spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
         let frozen = Frozen {
             image: container.record().image.name.clone(),
             mounts: mounts.mounts().iter().map(frozen_mount).collect(),
             network_key,
             pid_key,
             own: own_namespaces(&ids, inventory.root_ids().as_ref()),
-            threads: claims(&dir, &pstree.tasks)?,
+            threads: claims(&dir, &pstree.tasks, &names)?,
             stdio: container.stdio().map_err(|e| ImagesError::Dump(e.to_string()))?,
             terminal,
             lsm: match inventory.lsm() {
@@ -107,35 +123,46 @@ fn own_namespaces(ids: &Ids, host: Option<&Ids>) -> OwnNamespaces {
 }
 
 /// What each thread of each task claims to be.
-fn claims(dir: &ImagesDir, tasks: &[Task]) -> Result<Vec<Claims>, LoadError> {
+fn claims(dir: &ImagesDir, tasks: &[Task], names: &[String]) -> Result<Vec<Claims>, LoadError> {
+    let seccomp = "seccomp.img";
+    let seccomp: Option<Seccomp> =
+        names.iter().any(|name| name == seccomp).then(|| dir.load(seccomp)).transpose()?;
     let mut all = Vec::new();
     for task in tasks {
-        let mut threads = task.threads.clone();
-        if !threads.contains(&task.pid) {
-            threads.push(task.pid);
-        }
-        for tid in threads {
+        let main: Core = dir.load(&format!("core-{}.img", task.pid))?;
+        let others = task.threads.iter().filter(|tid| **tid != task.pid);
+        for tid in others {
             let core: Core = dir.load(&format!("core-{tid}.img"))?;
-            let Some(creds) = &core.creds else { continue };
-            all.push(Claims {
-                pid: task.pid,
-                tid,
-                comm: core.comm.to_string_lossy().into_owned(),
-                uids: [creds.uid, creds.euid, creds.suid, creds.fsuid],
-                gids: [creds.gid, creds.egid, creds.sgid, creds.fsgid],
-                groups: creds.groups.clone(),
-                capabilities: Capabilities {
-                    inheritable: creds.cap_inh,
-                    permitted: creds.cap_prm,
-                    effective: creds.cap_eff,
-                    bounding: creds.cap_bnd,
-                    ambient: creds.cap_amb,
-                },
-                no_new_privs: creds.no_new_privs,
-                seccomp_mode: core.seccomp_mode,
-                lsm_profile: creds.lsm_profile.as_ref().map(|profile| profile.to_string_lossy().into_owned()),
-            });
+            // A filter that all threads share is noted with the main one only.
+            let confined = seccomp.as_ref().is_some_and(|filters| filters.confines(&main, &core));
+            let mode = if confined { main.seccomp_mode.max(core.seccomp_mode) } else { core.seccomp_mode };
+            all.extend(claim(task.pid, *tid, &core, mode));
         }
+        all.extend(claim(task.pid, task.pid, &main, main.seccomp_mode));
     }
     Ok(all)
+}
+
+/// A dead one claims nothing.
+fn claim(pid: u32, tid: u32, core: &Core, seccomp_mode: u32) -> Option<Claims> {
+    let creds = core.creds.as_ref()?;
+    let lsm_profile = creds.lsm_profile.as_ref().map(|profile| profile.to_string_lossy().into_owned());
+    Some(Claims {
+        pid,
+        tid,
+        comm: core.comm.to_string_lossy().into_owned(),
+        uids: [creds.uid, creds.euid, creds.suid, creds.fsuid],
+        gids: [creds.gid, creds.egid, creds.sgid, creds.fsgid],
+        groups: creds.groups.clone(),
+        capabilities: Capabilities {
+            inheritable: creds.cap_inh,
+            permitted: creds.cap_prm,
+            effective: creds.cap_eff,
+            bounding: creds.cap_bnd,
+            ambient: creds.cap_amb,
+        },
+        no_new_privs: creds.no_new_privs,
+        seccomp_mode,
+        lsm_profile,
+    })
 }

@@ -23,7 +23,8 @@ pub(crate) fn create(options: &[String], directories: &[String]) -> std::io::Res
     let (Some(upper), Some(lower)) = (value("upperdir="), value("lowerdir=")) else {
         return Err(std::io::Error::other("the overlay's options name no upper and lower directories"));
     };
-    let directory = |path: &str| open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let directory =
+        |path: &str| open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let upper = directory(upper)?;
     let layers = lower.split(':').map(directory).collect::<Result<Vec<_>, _>>()?;
     for path in directories {
@@ -44,7 +45,9 @@ fn one(
     name: &std::ffi::OsStr,
 ) -> std::io::Result<()> {
     // The uppermost layer that has it decides, as in the overlay itself.
-    let Some(image) = layers.iter().find_map(|layer| beneath(layer.as_fd(), path).ok()) else { return Ok(()) };
+    let Some(image) = layers.iter().find_map(|layer| beneath(layer.as_fd(), path).ok()) else {
+        return Ok(());
+    };
     let Stat { st_mode, st_uid, st_gid, .. } = fstat(&image)?;
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let parent = beneath(upper, parent)?;

@@ -7,22 +7,22 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::container::Container;
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::reaper::Exit;
 use crate::state::State;
 
 /// Sends `signal` to a process, or to `all` of the container. A restore in progress is ended.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a process that has exited, as containerd expects.
+/// [`TaskError::NotFound`] for a process that has exited, as containerd expects.
 pub(crate) async fn kill(
     container: &Arc<Container>,
     exec_id: &str,
     signal: u32,
     all: bool,
-) -> Result<(), Error> {
+) -> Result<(), TaskError> {
     let process = container.process(exec_id)?;
-    let gone = || Error::NotFound(format!("process of container {} has exited and", container.id));
+    let gone = || TaskError::NotFound(format!("process of container {} has exited and", container.id));
     match process.state() {
         State::Stopped => return Err(gone()),
         State::CreatedCheckpoint => {
@@ -49,12 +49,12 @@ pub(crate) async fn kill(
     let signal = i32::try_from(signal)
         .ok()
         .and_then(Signal::from_named_raw)
-        .ok_or_else(|| Error::InvalidRequest(format!("signal {signal} is unknown")))?;
+        .ok_or_else(|| TaskError::InvalidRequest(format!("signal {signal} is unknown")))?;
     // The pid is ours until its exit is reaped, and a reaped one is Stopped: it cannot be somebody else's.
     match kill_process(pid, signal) {
         Ok(()) => {}
         Err(Errno::SRCH) => return Err(gone()),
-        Err(e) => return Err(Error::io(format!("signal process {}", process.pid()))(e)),
+        Err(e) => return Err(TaskError::io(format!("signal process {}", process.pid()))(e)),
     }
     if signal == Signal::KILL && container.init.state() == State::Paused {
         // A frozen cgroup v1 does not let its tasks die.
@@ -67,7 +67,7 @@ pub(crate) async fn kill(
 ///
 /// # Errors
 /// When it does not run, or the runtime cannot.
-pub(crate) async fn pause(container: &Container) -> Result<(), Error> {
+pub(crate) async fn pause(container: &Container) -> Result<(), TaskError> {
     let _verb = container.verb.lock().await;
     container.init.state().pause()?;
     container.oci.pause().await?;
@@ -78,7 +78,7 @@ pub(crate) async fn pause(container: &Container) -> Result<(), Error> {
 ///
 /// # Errors
 /// When it is not paused, or the runtime cannot.
-pub(crate) async fn resume(container: &Container) -> Result<(), Error> {
+pub(crate) async fn resume(container: &Container) -> Result<(), TaskError> {
     let _verb = container.verb.lock().await;
     container.init.state().resume()?;
     container.oci.resume().await?;

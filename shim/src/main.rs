@@ -19,6 +19,7 @@ mod exec;
 mod frozen;
 mod implied;
 mod kill;
+mod members;
 mod mountpoints;
 mod oci;
 mod options;

@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::well_known_types::any::Any;
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::options::RuntimeOptions;
 use crate::reaper::Exits;
 
@@ -48,7 +48,7 @@ impl Oci {
         bundle: &Path,
         namespace: &str,
         options: &RuntimeOptions,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, TaskError> {
         let mut global = GlobalOpts::new()
             .command(options.binary())
             .root(options.root(namespace))
@@ -56,7 +56,8 @@ impl Oci {
             .log_json()
             .systemd_cgroup(options.systemd_cgroup());
         global.custom_spawner(Arc::new(Reaped));
-        let runc = global.build().map_err(|e| Error::InvalidRequest(format!("OCI runtime options: {e}")))?;
+        let runc =
+            global.build().map_err(|e| TaskError::InvalidRequest(format!("OCI runtime options: {e}")))?;
         Ok(Self {
             runc,
             id: id.to_owned(),
@@ -77,7 +78,7 @@ impl Oci {
         &self,
         io: Option<Arc<dyn Io>>,
         console_socket: Option<&Path>,
-    ) -> Result<i32, Error> {
+    ) -> Result<i32, TaskError> {
         let pid_file = self.bundle.join("init.pid");
         let mut opts = CreateOpts::new()
             .pid_file(&pid_file)
@@ -95,7 +96,7 @@ impl Oci {
     }
 
     /// `runc start`.
-    pub(crate) async fn start(&self) -> Result<(), Error> {
+    pub(crate) async fn start(&self) -> Result<(), TaskError> {
         let started = self.runc.start(&self.id).await;
         self.explain("start", started).await.map(drop)
     }
@@ -107,7 +108,7 @@ impl Oci {
         process: &OciProcess,
         io: Option<Arc<dyn Io>>,
         console_socket: Option<&Path>,
-    ) -> Result<i32, Error> {
+    ) -> Result<i32, TaskError> {
         let pid_file = self.bundle.join(format!("{exec_id}.pid"));
         let mut opts = ExecOpts::new().pid_file(&pid_file).detach(true);
         if let Some(socket) = console_socket {
@@ -122,48 +123,48 @@ impl Oci {
     }
 
     /// `runc kill --all`: a signal to every process of the container.
-    pub(crate) async fn kill_all(&self, signal: u32) -> Result<(), Error> {
+    pub(crate) async fn kill_all(&self, signal: u32) -> Result<(), TaskError> {
         let killed = self.runc.kill(&self.id, signal, Some(&KillOpts::new().all(true))).await;
         self.explain("kill", killed).await
     }
 
     /// `runc delete`; `force` kills what is alive and does not mind a container that is not there.
-    pub(crate) async fn delete(&self, force: bool) -> Result<(), Error> {
+    pub(crate) async fn delete(&self, force: bool) -> Result<(), TaskError> {
         let deleted = self.runc.delete(&self.id, Some(&DeleteOpts::new().force(force))).await;
         self.explain("delete", deleted).await
     }
 
     /// `runc pause`.
-    pub(crate) async fn pause(&self) -> Result<(), Error> {
+    pub(crate) async fn pause(&self) -> Result<(), TaskError> {
         let paused = self.runc.pause(&self.id).await;
         self.explain("pause", paused).await
     }
 
     /// `runc resume`.
-    pub(crate) async fn resume(&self) -> Result<(), Error> {
+    pub(crate) async fn resume(&self) -> Result<(), TaskError> {
         let resumed = self.runc.resume(&self.id).await;
         self.explain("resume", resumed).await
     }
 
     /// `runc update`.
-    pub(crate) async fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
+    pub(crate) async fn update(&self, resources: &LinuxResources) -> Result<(), TaskError> {
         let updated = self.runc.update(&self.id, resources).await;
         self.explain("update", updated).await
     }
 
     /// `runc ps`: the pids of the container.
-    pub(crate) async fn pids(&self) -> Result<Vec<usize>, Error> {
+    pub(crate) async fn pids(&self) -> Result<Vec<usize>, TaskError> {
         let listed = self.runc.ps(&self.id).await;
         self.explain("ps", listed).await
     }
 
     /// Puts the runtime's own last log line into the error: its exit status alone says nothing.
-    async fn explain<T>(&self, verb: &'static str, result: runc::Result<T>) -> Result<T, Error> {
+    async fn explain<T>(&self, verb: &'static str, result: runc::Result<T>) -> Result<T, TaskError> {
         match result {
             Ok(value) => Ok(value),
             Err(source) => {
                 let logged = last_error(&self.bundle.join("log.json")).await;
-                Err(Error::Runtime {
+                Err(TaskError::Runtime {
                     verb,
                     container: self.id.clone(),
                     said: logged.unwrap_or_else(|| source.to_string()),
@@ -180,8 +181,7 @@ struct Reaped;
 #[async_trait]
 impl Spawner for Reaped {
     async fn execute(&self, mut cmd: Command) -> runc::Result<(ExitStatus, u32, String, String)> {
-        let exits =
-            Exits::subscribe().await.map_err(|e| runc::error::Error::Other(Box::new(e)))?;
+        let exits = Exits::subscribe().await.map_err(|e| runc::error::Error::Other(Box::new(e)))?;
         let mut child = cmd.spawn().map_err(runc::error::Error::ProcessSpawnFailed)?;
         // The command holds the container's ends of the pipes until it is dropped.
         drop(cmd);
@@ -205,10 +205,10 @@ async fn read_bounded<R: tokio::io::AsyncRead + Unpin>(from: Option<R>) -> Strin
 }
 
 /// Reads a pid file that the runtime wrote.
-async fn read_pid(path: &Path) -> Result<i32, Error> {
+async fn read_pid(path: &Path) -> Result<i32, TaskError> {
     containerd_shim::asynchronous::util::read_pid_from_file(path)
         .await
-        .map_err(|e| Error::shim("read the pid that the OCI runtime wrote", e))
+        .map_err(|e| TaskError::shim("read the pid that the OCI runtime wrote", e))
 }
 
 /// The message of the last error in runc's JSON log.
@@ -238,7 +238,8 @@ pub(crate) fn info(runtime_id: &str, options: Option<&Any>) -> containerd_shim::
     });
     Ok(RuntimeInfo {
         name: runtime_id.to_owned(),
-        version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() }).into(),
+        version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() })
+            .into(),
         features: features.into(),
         ..Default::default()
     })

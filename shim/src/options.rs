@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim::asynchronous::util::{read_options, write_options};
 use containerd_shim_protos::shim::oci::Options;
-use protobuf::well_known_types::any::Any;
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 
-use crate::error::Error;
+use crate::error::TaskError;
 
 /// Where runc keeps its state unless the options name another `Root`; the containerd namespace is added.
 ///
@@ -25,10 +25,10 @@ impl RuntimeOptions {
     ///
     /// # Errors
     /// When the value does not decode.
-    pub(crate) fn decode(any: Option<&Any>) -> Result<Self, Error> {
+    pub(crate) fn decode(any: Option<&Any>) -> Result<Self, TaskError> {
         let Some(any) = any.filter(|any| !any.type_url.is_empty()) else { return Ok(Self::default()) };
         if !any.type_url.ends_with("containerd.runc.v1.Options") {
-            return Err(Error::InvalidRequest(format!(
+            return Err(TaskError::InvalidRequest(format!(
                 "runtime options of type {}: thaw takes runc's options; set runtime_type = \
                  \"io.containerd.runc.v2\" for this handler in containerd's configuration",
                 any.type_url
@@ -36,15 +36,15 @@ impl RuntimeOptions {
         }
         Options::parse_from_bytes(&any.value)
             .map(Self)
-            .map_err(|e| Error::InvalidRequest(format!("runtime options do not decode: {e}")))
+            .map_err(|e| TaskError::InvalidRequest(format!("runtime options do not decode: {e}")))
     }
 
     /// Keeps them in the bundle for the `delete` action, which containerd runs after a shim's death.
     ///
     /// # Errors
     /// When the bundle cannot be written.
-    pub(crate) async fn save(&self, bundle: &Path) -> Result<(), Error> {
-        write_options(bundle, &self.0).await.map_err(|e| Error::shim("keep the runtime options", e))
+    pub(crate) async fn save(&self, bundle: &Path) -> Result<(), TaskError> {
+        write_options(bundle, &self.0).await.map_err(|e| TaskError::shim("keep the runtime options", e))
     }
 
     /// Reads back what [`Self::save`] kept; the defaults when there is nothing.

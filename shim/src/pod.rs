@@ -2,16 +2,19 @@
 //! The pod that this shim serves: its containers by id, the event stream, and which checkpoints it has used.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::container::Container;
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::events::Events;
 
 /// Everything the shim knows.
 pub(crate) struct Pod {
     /// containerd's namespace, `k8s.io` under Kubernetes.
     pub(crate) namespace: String,
+    /// The bundle of the sandbox, which the shim was started in.
+    pub(crate) bundle: PathBuf,
     /// Where events go, in order.
     pub(crate) events: Events,
     containers: Mutex<HashMap<String, Arc<Container>>>,
@@ -20,27 +23,28 @@ pub(crate) struct Pod {
 
 impl Pod {
     /// An empty pod.
-    pub(crate) fn new(namespace: &str, events: Events) -> Self {
-        Self { namespace: namespace.to_owned(), events, containers: Mutex::default(), restored: Mutex::default() }
+    pub(crate) fn new(namespace: &str, bundle: PathBuf, events: Events) -> Self {
+        let namespace = namespace.to_owned();
+        Self { namespace, bundle, events, containers: Mutex::default(), restored: Mutex::default() }
     }
 
     /// The container with containerd's `id`.
     ///
     /// # Errors
-    /// [`Error::NotFound`].
-    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+    /// [`TaskError::NotFound`].
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
         let containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
-        containers.get(id).cloned().ok_or_else(|| Error::NotFound(format!("container {id}")))
+        containers.get(id).cloned().ok_or_else(|| TaskError::NotFound(format!("container {id}")))
     }
 
     /// Adds a container.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`].
-    pub(crate) fn add(&self, container: Arc<Container>) -> Result<(), Error> {
+    /// [`TaskError::AlreadyExists`].
+    pub(crate) fn add(&self, container: Arc<Container>) -> Result<(), TaskError> {
         let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
         if containers.contains_key(&container.id) {
-            return Err(Error::AlreadyExists(format!("container {}", container.id)));
+            return Err(TaskError::AlreadyExists(format!("container {}", container.id)));
         }
         containers.insert(container.id.clone(), container);
         Ok(())

@@ -23,9 +23,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, cgroup_path};
 use crate::container::Container;
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::reaper::Exits;
 use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
@@ -87,25 +87,26 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    fn failed<E: std::fmt::Display>(&self, step: &'static str) -> impl FnOnce(E) -> Error {
+    fn failed<E: std::fmt::Display>(&self, step: &'static str) -> impl FnOnce(E) -> TaskError {
         let (container, checkpoint) = (self.source.container.clone(), self.source.name());
-        move |e| Error::Restore { container, checkpoint, step, reason: e.to_string() }
+        move |e| TaskError::Restore { container, checkpoint, step, reason: e.to_string() }
     }
 }
 
 /// Restores the container's processes; returns the pid of the init, whose exit `exits` will tell.
 ///
 /// # Errors
-/// [`Error::Restore`]; nothing is left then.
-pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<i32, Error> {
+/// [`TaskError::Restore`]; nothing is left then.
+pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<i32, TaskError> {
     let stdio = RestoredStdio::new(&container.init.stdio, container.io_owner)?;
     let theirs = stdio.attach(&container.init.stdio, &container.init.io)?;
-    let criu_exits = Exits::subscribe().await.map_err(|e| Error::shim("watch for exits", e))?;
+    let criu_exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let job = {
         let (container, prepared) = (container.clone(), prepared.clone());
         tokio::task::spawn_blocking(move || run(&container, &prepared, theirs))
     };
-    let (pid, criu) = job.await.map_err(|e| Error::Io { what: "run the restore".into(), source: e.into() })??;
+    let (pid, criu) =
+        job.await.map_err(|e| TaskError::Io { what: "run the restore".into(), source: e.into() })??;
     // CRIU shares the container's cgroup until it has gone.
     container.restoring.end();
     criu_exits.of(criu).await;
@@ -113,12 +114,13 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
 }
 
 /// The blocking part; returns the pids of the init and of CRIU.
-fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<(i32, i32), Error> {
+fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<(i32, i32), TaskError> {
     let started = Instant::now();
     let Prepared { source, plan, .. } = prepared;
     let descriptors = stdio.each_ref().map(describe);
     let workspace = Workspace::create(&container.bundle)?;
-    let hostname = plan.uts.as_deref().map(hostname).transpose().map_err(prepared.failed("reading the hostname"))?;
+    let hostname =
+        plan.uts.as_deref().map(hostname).transpose().map_err(prepared.failed("reading the hostname"))?;
     let images_dir = rewrite(&source.dir, &source.images, hostname.as_ref(), &workspace.images())
         .map_err(prepared.failed("preparing the images"))?;
     let rootfs = container.bundle.join("rootfs");
@@ -126,11 +128,11 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
 
     let mut swrk = Swrk::new(&source.criu);
     let mut options = RestoreOptions::new(images_dir, workspace.open()?);
-    join_namespaces(plan, &mut swrk, &mut options).map_err(prepared.failed("opening the sandbox's namespaces"))?;
+    join_namespaces(plan, &mut swrk, &mut options)
+        .map_err(prepared.failed("opening the sandbox's namespaces"))?;
     fill(plan, &rootfs, &mut options);
     swrk.stdio(stdio);
-    let cgroup = Cgroup::new(&container.id, &container.spec, prepared.systemd_cgroup)
-        .map_err(prepared.failed("finding the cgroup"))?;
+    let cgroup = cgroup(container, prepared).map_err(prepared.failed("finding the cgroup"))?;
     swrk.unshare_cgroup_namespace(plan.cgroup_namespace);
     let session = swrk
         .spawn_placed(|criu| {
@@ -172,6 +174,15 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
         "restored"
     );
     Ok((restored.pid, criu))
+}
+
+/// The cgroup of the new spec, to get the limits of the new spec.
+fn cgroup(container: &Container, prepared: &Prepared) -> Result<Cgroup, TaskError> {
+    let path = cgroup_path(&container.spec).ok_or_else(|| {
+        TaskError::InvalidRequest("the spec names no cgroup, and a restored container needs one".into())
+    })?;
+    let resources = container.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    Cgroup::new(&container.id, path, resources, prepared.systemd_cgroup)
 }
 
 fn millis(duration: Duration) -> u64 {

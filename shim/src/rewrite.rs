@@ -13,7 +13,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::frozen::Images;
 
 /// Where a restore keeps rewritten images and CRIU's log, in the bundle. On tmpfs; below 1 MB.
@@ -37,10 +37,12 @@ impl Workspace {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub(crate) fn create(bundle: &Path) -> Result<Self, Error> {
+    pub(crate) fn create(bundle: &Path) -> Result<Self, TaskError> {
         let workspace = Self { path: bundle.join(DIRECTORY), kept: false };
-        std::fs::create_dir(&workspace.path).map_err(Error::io("make the restore's working directory"))?;
-        std::fs::create_dir(workspace.images()).map_err(Error::io("make the private images directory"))?;
+        std::fs::create_dir(&workspace.path)
+            .map_err(TaskError::io("make the restore's working directory"))?;
+        std::fs::create_dir(workspace.images())
+            .map_err(TaskError::io("make the private images directory"))?;
         Ok(workspace)
     }
 
@@ -50,7 +52,7 @@ impl Workspace {
     }
 
     /// CRIU's work directory, for its log.
-    pub(crate) fn open(&self) -> Result<OwnedFd, Error> {
+    pub(crate) fn open(&self) -> Result<OwnedFd, TaskError> {
         open_dir(&self.path)
     }
 
@@ -96,7 +98,7 @@ pub(crate) fn rewrite(
     images: &Images,
     hostname: Option<&(String, String)>,
     into: &Path,
-) -> Result<OwnedFd, Error> {
+) -> Result<OwnedFd, TaskError> {
     let mut rewritten = vec![("inventory.img".to_owned(), inventory(images)?)];
     if let (Some(name), Some((nodename, domainname))) = (&images.utsns, hostname) {
         let mut utsns: Utsns = images.dir.load(name).map_err(unreadable)?;
@@ -105,9 +107,10 @@ pub(crate) fn rewrite(
         rewritten.push((name.clone(), utsns.into_image().to_bytes()));
     }
     for (name, bytes) in rewritten {
-        std::fs::write(into.join(&name), bytes).map_err(Error::io(format!("write image {name}")))?;
+        std::fs::write(into.join(&name), bytes).map_err(TaskError::io(format!("write image {name}")))?;
     }
-    merge(open_dir(into)?.as_fd(), container.images_dir()).map_err(Error::io("lay the rewritten images over the others"))
+    merge(open_dir(into)?.as_fd(), container.images_dir())
+        .map_err(TaskError::io("lay the rewritten images over the others"))
 }
 
 /// A read-only overlay of `rewritten` over `images`, mounted nowhere: CRIU opens it by descriptor, from inside the
@@ -123,17 +126,17 @@ fn merge(rewritten: BorrowedFd<'_>, images: BorrowedFd<'_>) -> rustix::io::Resul
 
 /// The inventory with network locking off: unlocking costs 25 to 60 ms of iptables, and a restore into a new
 /// network namespace has nothing to protect. CRIU takes the method from here, not from its request.
-fn inventory(images: &Images) -> Result<Vec<u8>, Error> {
+fn inventory(images: &Images) -> Result<Vec<u8>, TaskError> {
     let mut inventory: Inventory = images.dir.load("inventory.img").map_err(unreadable)?;
     inventory.skip_network_lock();
     Ok(inventory.into_image().to_bytes())
 }
 
-fn unreadable(error: criu_rpc::image::LoadError) -> Error {
-    Error::Io { what: "read an image".into(), source: std::io::Error::other(error) }
+fn unreadable(error: criu_rpc::image::LoadError) -> TaskError {
+    TaskError::Io { what: "read an image".into(), source: std::io::Error::other(error) }
 }
 
-fn open_dir(path: &Path) -> Result<OwnedFd, Error> {
+fn open_dir(path: &Path) -> Result<OwnedFd, TaskError> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(Error::io(format!("open {}", path.display())))
+        .map_err(TaskError::io(format!("open {}", path.display())))
 }

@@ -8,7 +8,7 @@ use containerd_shim_protos::types::mount::Mount;
 use log::warn;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::implied;
 
 /// A checkpoint's writable layer.
@@ -39,8 +39,8 @@ impl Rootfs {
         mounts: &[Mount],
         target: PathBuf,
         layer: Option<Layer<'_>>,
-    ) -> Result<Self, Error> {
-        let failed = |source| Error::Rootfs { target: target.clone(), source };
+    ) -> Result<Self, TaskError> {
+        let failed = |source| TaskError::Rootfs { target: target.clone(), source };
         match std::fs::create_dir(&target) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
             Ok(()) | Err(_) => {}

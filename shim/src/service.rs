@@ -66,7 +66,9 @@ impl Shim for Service {
     }
 
     async fn create_task_service(&self, publisher: RemotePublisher) -> Self::T {
-        let pod = Pod::new(&self.namespace, Events::new(publisher, &self.namespace));
+        // containerd starts a shim in the sandbox's bundle; without it there is nowhere to keep anything.
+        let bundle = std::env::current_dir().unwrap_or_default();
+        let pod = Pod::new(&self.namespace, bundle, Events::new(publisher, &self.namespace));
         TaskService::new(Arc::new(pod), self.exit.clone())
     }
 

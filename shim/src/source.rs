@@ -13,7 +13,7 @@ use ::checkpoint::store::{CheckpointDir, Store};
 use log::{info, warn};
 use oci_spec::runtime::Spec;
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::frozen::Images;
 
 /// Annotations that containerd's CRI writes into each spec; pods cannot forge them.
@@ -77,14 +77,14 @@ pub(crate) fn identity(annotations: &HashMap<String, String>) -> Option<Identity
 /// not used twice, or a crash loop would replay it for ever.
 ///
 /// # Errors
-/// [`Error::Refused`] with every reason.
+/// [`TaskError::Refused`] with every reason.
 pub(crate) fn decide(
     spec: &Spec,
     restored_from: impl Fn(&str) -> Option<String>,
-) -> Result<Option<Source>, Error> {
+) -> Result<Option<Source>, TaskError> {
     let Some(annotations) = spec.annotations() else { return Ok(None) };
     let Some(who) = identity(annotations) else { return Ok(None) };
-    let refuse = |checkpoint: Option<&str>, reasons: String| Error::Refused {
+    let refuse = |checkpoint: Option<&str>, reasons: String| TaskError::Refused {
         container: who.container.to_owned(),
         checkpoint: checkpoint.map(|name| format!(" from {name}")).unwrap_or_default(),
         reasons,
@@ -126,13 +126,13 @@ pub(crate) fn decide(
 }
 
 /// Nothing to restore: starts normally where the pod allows it.
-fn missing(request: &RestoreRequest, who: &Identity<'_>, why: &str) -> Result<(), Error> {
+fn missing(request: &RestoreRequest, who: &Identity<'_>, why: &str) -> Result<(), TaskError> {
     match request.if_missing {
         Otherwise::Start => {
             warn!("container {} starts normally: {why}", who.container);
             Ok(())
         }
-        Otherwise::Fail => Err(Error::Refused {
+        Otherwise::Fail => Err(TaskError::Refused {
             container: who.container.to_owned(),
             checkpoint: String::new(),
             reasons: format!("{why}; set thaw.dev/if-missing: start to start without it"),

@@ -9,7 +9,7 @@ use log::{debug, warn};
 
 use crate::container::Container;
 use crate::create::create_process;
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::pod::Pod;
 use crate::reaper::{Exit, Exits};
 use crate::restore::{Prepared, restore};
@@ -23,7 +23,7 @@ const EXECS_FOLLOW: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Why not. A container whose restore failed is stopped then, and can only be deleted.
-pub(crate) async fn start(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<i32, Error> {
+pub(crate) async fn start(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<i32, TaskError> {
     let _verb = container.verb.lock().await;
     let state = container.init.state();
     state.start()?;
@@ -42,8 +42,12 @@ pub(crate) async fn start(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<
 }
 
 /// Restores, or starts normally after a failed restore where the pod says so.
-async fn resume(pod: &Arc<Pod>, container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<(), Error> {
-    let exits = Exits::subscribe().await.map_err(|e| Error::shim("watch for exits", e))?;
+async fn resume(
+    pod: &Arc<Pod>,
+    container: &Arc<Container>,
+    prepared: &Arc<Prepared>,
+) -> Result<(), TaskError> {
+    let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     match restore(container, prepared).await {
         Ok(pid) => {
             container.init.set_pid(pid);

@@ -70,7 +70,9 @@ impl State {
     pub(crate) fn pause(self) -> Result<Self, InvalidTransition> {
         match self {
             Self::Running => Ok(Self::Paused),
-            Self::Created | Self::CreatedCheckpoint | Self::Paused | Self::Stopped => Err(self.refuse("pause")),
+            Self::Created | Self::CreatedCheckpoint | Self::Paused | Self::Stopped => {
+                Err(self.refuse("pause"))
+            }
         }
     }
 
@@ -119,11 +121,7 @@ mod tests {
             ("start", State::start, [Some(State::Running), Some(State::Running), None, None, None]),
             ("pause", State::pause, [None, None, Some(State::Paused), None, None]),
             ("resume", State::resume, [None, None, None, Some(State::Running), None]),
-            (
-                "checkpoint",
-                State::checkpoint,
-                [None, None, Some(State::Running), Some(State::Paused), None],
-            ),
+            ("checkpoint", State::checkpoint, [None, None, Some(State::Running), Some(State::Paused), None]),
             (
                 "delete",
                 State::delete,

@@ -6,17 +6,17 @@ use containerd_shim::util::convert_to_any;
 use protobuf::well_known_types::any::Any;
 
 use crate::container::Container;
-use crate::error::Error;
+use crate::error::TaskError;
 
 /// The metrics as containerd's CRI wants them.
 ///
 /// # Errors
-/// [`Error::NotFound`] before the start.
-pub(crate) fn stats(container: &Container) -> Result<Any, Error> {
+/// [`TaskError::NotFound`] before the start.
+pub(crate) fn stats(container: &Container) -> Result<Any, TaskError> {
     let cgroup = container
         .cgroup()
-        .ok_or_else(|| Error::NotFound(format!("cgroup of container {}", container.id)))?;
-    let failed = |e| Error::shim("read the cgroup's metrics", e);
+        .ok_or_else(|| TaskError::NotFound(format!("cgroup of container {}", container.id)))?;
+    let failed = |e| TaskError::shim("read the cgroup's metrics", e);
     if cgroup.v2() {
         convert_to_any(Box::new(collect_metrics_v2(&cgroup).map_err(failed)?)).map_err(failed)
     } else {

@@ -12,7 +12,7 @@ use runc::io::{IoOption, NullIo, PipedIo};
 use tokio::net::unix::pipe;
 
 use crate::console::ConsoleSocket;
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::process::Process;
 
 /// What a runtime command is given, before there is a process.
@@ -28,7 +28,7 @@ impl Wiring {
     ///
     /// # Errors
     /// When pipes or the console socket cannot be made.
-    pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, Error> {
+    pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, TaskError> {
         if stdio.terminal {
             return Ok(Self::Terminal(ConsoleSocket::bind()?));
         }
@@ -37,7 +37,7 @@ impl Wiring {
             open_stdout: !stdio.stdout.is_empty(),
             open_stderr: !stdio.stderr.is_empty(),
         };
-        let pipes = PipedIo::new(owner.0, owner.1, &wanted).map_err(Error::io("make the stdio pipes"))?;
+        let pipes = PipedIo::new(owner.0, owner.1, &wanted).map_err(TaskError::io("make the stdio pipes"))?;
         Ok(Self::Pipes(Arc::new(pipes)))
     }
 
@@ -63,7 +63,7 @@ impl Wiring {
     ///
     /// # Errors
     /// When containerd's fifos cannot be opened, or no terminal was handed over.
-    pub(crate) async fn attach(self, process: &Process) -> Result<(), Error> {
+    pub(crate) async fn attach(self, process: &Process) -> Result<(), TaskError> {
         match self {
             Self::Pipes(pipes) => attach_pipes(&pipes, process),
             Self::Terminal(socket) => attach_terminal(socket.receive().await?, process),
@@ -71,9 +71,9 @@ impl Wiring {
     }
 }
 
-fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), Error> {
+fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), TaskError> {
     let (stdio, io) = (&process.stdio, &process.io);
-    let failed = |e| Error::shim("open containerd's stdio fifos", e);
+    let failed = |e| TaskError::shim("open containerd's stdio fifos", e);
     if let (false, Some(to)) = (stdio.stdin.is_empty(), pipes.stdin()) {
         io.copy_from_fifo(&stdio.stdin, to).map_err(failed)?;
     }
@@ -86,12 +86,12 @@ fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), Error> {
     Ok(())
 }
 
-fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), Error> {
+fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), TaskError> {
     let (stdio, io) = (&process.stdio, &process.io);
-    let failed = |e| Error::shim("open containerd's terminal fifos", e);
+    let failed = |e| TaskError::shim("open containerd's terminal fifos", e);
     let console = std::fs::File::from(master);
-    let copy = console.try_clone().map_err(Error::io("share the terminal"))?;
-    let pty = Pty::new(copy).map_err(|e| Error::shim("watch the terminal", e))?;
+    let copy = console.try_clone().map_err(TaskError::io("share the terminal"))?;
+    let pty = Pty::new(copy).map_err(|e| TaskError::shim("watch the terminal", e))?;
     if !stdio.stdin.is_empty() {
         io.copy_from_fifo(&stdio.stdin, pty.clone()).map_err(failed)?;
     }
@@ -114,7 +114,7 @@ impl RestoredStdio {
     ///
     /// # Errors
     /// When pipes cannot be made.
-    pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, Error> {
+    pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, TaskError> {
         let (stdin_theirs, stdin_ours) = stream(&stdio.stdin, true, owner)?;
         let (stdout_theirs, stdout_ours) = stream(&stdio.stdout, false, owner)?;
         let (stderr_theirs, stderr_ours) = stream(&stdio.stderr, false, owner)?;
@@ -128,16 +128,18 @@ impl RestoredStdio {
     ///
     /// # Errors
     /// When containerd's fifos cannot be opened.
-    pub(crate) fn attach(self, stdio: &Stdio, io: &IoTasks) -> Result<[OwnedFd; 3], Error> {
-        let failed = |e| Error::shim("open containerd's stdio fifos", e);
-        let watched = |e| Error::Io { what: "watch a stdio pipe".into(), source: e };
+    pub(crate) fn attach(self, stdio: &Stdio, io: &IoTasks) -> Result<[OwnedFd; 3], TaskError> {
+        let failed = |e| TaskError::shim("open containerd's stdio fifos", e);
+        let watched = |e| TaskError::Io { what: "watch a stdio pipe".into(), source: e };
         let [stdin, stdout, stderr] = self.ours;
         if let Some(to) = stdin {
-            io.copy_from_fifo(&stdio.stdin, pipe::Sender::from_owned_fd(to).map_err(watched)?).map_err(failed)?;
+            io.copy_from_fifo(&stdio.stdin, pipe::Sender::from_owned_fd(to).map_err(watched)?)
+                .map_err(failed)?;
         }
         for (from, path) in [(stdout, &stdio.stdout), (stderr, &stdio.stderr)] {
             if let Some(from) = from {
-                io.copy_to_fifo(pipe::Receiver::from_owned_fd(from).map_err(watched)?, path).map_err(failed)?;
+                io.copy_to_fifo(pipe::Receiver::from_owned_fd(from).map_err(watched)?, path)
+                    .map_err(failed)?;
             }
         }
         Ok(self.theirs)
@@ -145,24 +147,20 @@ impl RestoredStdio {
 }
 
 /// One stream: the container's end, and ours when `fifo` names one.
-fn stream(fifo: &str, is_input: bool, owner: (u32, u32)) -> Result<(OwnedFd, Option<OwnedFd>), Error> {
+fn stream(fifo: &str, is_input: bool, owner: (u32, u32)) -> Result<(OwnedFd, Option<OwnedFd>), TaskError> {
     if fifo.is_empty() {
         let null = rustix::fs::open(
             "/dev/null",
             rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         )
-        .map_err(Error::io("open /dev/null"))?;
+        .map_err(TaskError::io("open /dev/null"))?;
         return Ok((null, None));
     }
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(Error::io("make a stdio pipe"))?;
+        .map_err(TaskError::io("make a stdio pipe"))?;
     let (uid, gid) = owner;
-    rustix::fs::fchown(
-        &read,
-        Some(rustix::fs::Uid::from_raw(uid)),
-        Some(rustix::fs::Gid::from_raw(gid)),
-    )
-    .map_err(Error::io("give a stdio pipe to the container's user"))?;
+    rustix::fs::fchown(&read, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
+        .map_err(TaskError::io("give a stdio pipe to the container's user"))?;
     Ok(if is_input { (read, Some(write)) } else { (write, Some(read)) })
 }

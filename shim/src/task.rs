@@ -19,7 +19,7 @@ use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use log::{debug, info};
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::state::State;
@@ -147,7 +147,7 @@ impl Task for TaskService {
         let characters = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         process
             .resize(characters(req.width), characters(req.height))
-            .map_err(Error::io("resize the terminal"))?;
+            .map_err(TaskError::io("resize the terminal"))?;
         Ok(Empty::new())
     }
 
@@ -163,7 +163,7 @@ impl Task for TaskService {
         let container = self.pod.container(&req.id)?;
         let _verb = container.verb.lock().await;
         let resources = serde_json::from_slice(&req.resources.value)
-            .map_err(|e| Error::InvalidRequest(format!("resources do not decode: {e}")))?;
+            .map_err(|e| TaskError::InvalidRequest(format!("resources do not decode: {e}")))?;
         container.oci.update(&resources).await?;
         Ok(Empty::new())
     }
