@@ -29,7 +29,7 @@ use crate::error::TaskError;
 use crate::reaper::Exits;
 use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
-use crate::stdio::RestoredStdio;
+use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::{adopt, mountpoints};
 
 /// How long CRIU may take. This only bounds a hang: a minute per 100 GB of memory is usual on slow disks.
@@ -105,16 +105,34 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
         let (container, prepared) = (container.clone(), prepared.clone());
         tokio::task::spawn_blocking(move || run(&container, &prepared, theirs))
     };
-    let (pid, criu) =
+    let Resumed { pid, criu, terminal } =
         job.await.map_err(|e| TaskError::Io { what: "run the restore".into(), source: e.into() })??;
     // CRIU shares the container's cgroup until it has gone.
     container.restoring.end();
     criu_exits.of(criu).await;
+    let attached = terminal.map_or(Ok(()), |master| attach_terminal(master, &container.init));
+    if let Err(e) = attached {
+        // It runs and is known to runc, which undoes it as a whole.
+        if let Err(undo) = container.oci.delete(true).await {
+            log::warn!("cannot undo the restore of container {}: {undo}", container.id);
+        }
+        return Err(e);
+    }
     Ok(pid)
 }
 
-/// The blocking part; returns the pids of the init and of CRIU.
-fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<(i32, i32), TaskError> {
+/// What came out of CRIU's work.
+struct Resumed {
+    /// The init.
+    pid: i32,
+    /// CRIU itself, which is about to exit.
+    criu: i32,
+    /// The master of the container's terminal.
+    terminal: Option<OwnedFd>,
+}
+
+/// The blocking part.
+fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<Resumed, TaskError> {
     let started = Instant::now();
     let Prepared { source, plan, .. } = prepared;
     let descriptors = stdio.each_ref().map(describe);
@@ -130,7 +148,7 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
     let mut options = RestoreOptions::new(images_dir, workspace.open()?);
     join_namespaces(plan, &mut swrk, &mut options)
         .map_err(prepared.failed("opening the sandbox's namespaces"))?;
-    fill(plan, &rootfs, &mut options);
+    fill(plan, &rootfs, container.init.stdio.terminal, &mut options);
     swrk.stdio(stdio);
     let cgroup = cgroup(container, prepared).map_err(prepared.failed("finding the cgroup"))?;
     swrk.unshare_cgroup_namespace(plan.cgroup_namespace);
@@ -144,9 +162,13 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
     let cgroups = crate::cgroup::paths(criu)?;
     let prepared_in = started.elapsed();
 
+    let mut terminal = None;
     let restored = session
         .restore(&options, DEADLINE, &mut |event: Event| {
             log::debug!("CRIU: {}", event.script());
+            if let Event::OrphanPtsMaster(master) = event {
+                terminal = Some(master);
+            }
             Ok(())
         })
         .map_err(|e| {
@@ -173,7 +195,7 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
         prepare_ms = millis(prepared_in), criu_ms = millis(started.elapsed().saturating_sub(prepared_in));
         "restored"
     );
-    Ok((restored.pid, criu))
+    Ok(Resumed { pid: restored.pid, criu, terminal })
 }
 
 /// The cgroup of the new spec, to get the limits of the new spec.
@@ -204,7 +226,7 @@ fn join_namespaces(plan: &Plan, swrk: &mut Swrk, options: &mut RestoreOptions) -
 }
 
 /// What CRIU is told beside namespaces. Connections are closed: the new pod has another address.
-fn fill(plan: &Plan, rootfs: &Path, options: &mut RestoreOptions) {
+fn fill(plan: &Plan, rootfs: &Path, terminal: bool, options: &mut RestoreOptions) {
     options.root = Some(rootfs.to_owned());
     options.rst_sibling = true;
     options.manage_cgroups = ManageCgroups::Ignore;
@@ -213,6 +235,7 @@ fn fill(plan: &Plan, rootfs: &Path, options: &mut RestoreOptions) {
     options.ext_unix_sk = true;
     options.evasive_devices = true;
     options.orphan_pts_master = true;
+    options.shell_job = terminal;
     options.lsm_profile = plan.lsm_profile.clone();
     options.lsm_mount_context = plan.lsm_mount_context.clone();
     options.ext_mounts =

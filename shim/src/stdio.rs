@@ -86,7 +86,11 @@ fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), TaskError> {
     Ok(())
 }
 
-fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), TaskError> {
+/// Starts the copies of a terminal whose master was handed over.
+///
+/// # Errors
+/// When containerd's fifos cannot be opened.
+pub(crate) fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), TaskError> {
     let (stdio, io) = (&process.stdio, &process.io);
     let failed = |e| TaskError::shim("open containerd's terminal fifos", e);
     let console = std::fs::File::from(master);
@@ -110,14 +114,16 @@ pub(crate) struct RestoredStdio {
 }
 
 impl RestoredStdio {
-    /// Makes the pipes that `stdio` asks for, owned by `owner` (uid and gid).
+    /// Makes the pipes that `stdio` asks for, owned by `owner` (uid and gid). With a terminal there are none: CRIU
+    /// makes it anew and hands over its master.
     ///
     /// # Errors
     /// When pipes cannot be made.
     pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, TaskError> {
-        let (stdin_theirs, stdin_ours) = stream(&stdio.stdin, true, owner)?;
-        let (stdout_theirs, stdout_ours) = stream(&stdio.stdout, false, owner)?;
-        let (stderr_theirs, stderr_ours) = stream(&stdio.stderr, false, owner)?;
+        let piped = |fifo: &str, is_input| stream(if stdio.terminal { "" } else { fifo }, is_input, owner);
+        let (stdin_theirs, stdin_ours) = piped(&stdio.stdin, true)?;
+        let (stdout_theirs, stdout_ours) = piped(&stdio.stdout, false)?;
+        let (stderr_theirs, stderr_ours) = piped(&stdio.stderr, false)?;
         Ok(Self {
             theirs: [stdin_theirs, stdout_theirs, stderr_theirs],
             ours: [stdin_ours, stdout_ours, stderr_ours],
