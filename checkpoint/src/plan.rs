@@ -22,7 +22,7 @@ mod mounts;
 mod namespaces;
 mod reason;
 
-pub use capability::Capabilities;
+pub use capability::{Capabilities, capability_names};
 pub use claims::Claims;
 pub use destination::resolve_destinations;
 pub use host::{Host, Lsm};

@@ -1,1 +1,109 @@
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0
+//! `thaw`, the command that people type: looks after the checkpoints that pods resume from.
+//!
+//! One module for each verb. It only works on the store; what runs is the business of the shim.
+//! Exit status: 0 done, 1 failed (the reason is on standard error), 2 the command line makes no sense.
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod archive;
+mod completions;
+mod compression;
+#[cfg(test)]
+mod fixture;
+mod identity;
+mod import;
+mod inspect;
+mod list;
+mod man;
+mod name;
+mod processes;
+mod rm;
+mod store;
+
+/// Resume Kubernetes pods from where they were frozen.
+///
+/// A pod that runs under the RuntimeClass `thaw` and has the annotation `thaw.dev/restore` goes on from a checkpoint
+/// in this node's store. This command puts checkpoints into the store, shows them, and takes them away.
+#[derive(Debug, Parser)]
+#[command(name = "thaw", version, propagate_version = true)]
+struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Import(import::Import),
+    List(list::List),
+    Inspect(inspect::Inspect),
+    Rm(rm::Rm),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+fn main() -> ExitCode {
+    match run(&Command::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(error.as_ref()),
+    }
+}
+
+fn run(verb: &Verb) -> Result<(), Box<dyn Error>> {
+    let mut out = io::stdout().lock();
+    match verb {
+        Verb::Import(import) => import.run(&mut out)?,
+        Verb::List(list) => list.run(&mut out)?,
+        Verb::Inspect(inspect) => inspect.run(&mut out)?,
+        Verb::Rm(rm) => rm.run(&mut out)?,
+        Verb::Completions(completions) => completions.run(&mut out)?,
+        Verb::Man(man) => man.run(&mut out)?,
+    }
+    Ok(out.flush()?)
+}
+
+/// Prints the error with everything that led to it, and what may help.
+fn report(error: &(dyn Error + 'static)) -> ExitCode {
+    let mut chain = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        chain.push(error);
+        next = error.source();
+    }
+    let io = |kind: io::ErrorKind| {
+        chain.iter().any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == kind))
+    };
+    // Whoever reads our output has seen enough.
+    if io(io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    let text = chain.iter().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    // Some of it may be a stranger's words, and must not reach the terminal as commands.
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let hint = if io(io::ErrorKind::PermissionDenied) && !rustix::process::geteuid().is_root() {
+        "; run it as root"
+    } else if io(io::ErrorKind::StorageFull) {
+        "; make room on the file system of the store, `thaw rm` takes old checkpoints away"
+    } else {
+        ""
+    };
+    // There is nobody left to tell if this fails.
+    let _ = writeln!(io::stderr(), "thaw: {text}{hint}");
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Command::command().debug_assert();
+    }
+}

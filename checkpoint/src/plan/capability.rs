@@ -77,8 +77,9 @@ pub(super) fn bits<'a>(set: impl IntoIterator<Item = &'a Capability>) -> u64 {
     set.into_iter().filter_map(number).fold(0, |bits, number| bits | 1 << number)
 }
 
-/// `CAP_SYS_ADMIN, CAP_NET_RAW` for a set.
-pub(super) fn names(bits: u64) -> String {
+/// The names of the capabilities in a set: `CAP_NET_RAW, CAP_SYS_ADMIN`.
+#[must_use]
+pub fn capability_names(bits: u64) -> String {
     let name = |number: u32| {
         let known = usize::try_from(number).ok().and_then(|number| NAMES.get(number));
         known.map_or_else(|| format!("capability {number}"), |name| format!("CAP_{name}"))
@@ -96,6 +97,9 @@ mod tests {
         assert_eq!(bits(&[Capability::Setuid, Capability::Setgid]), SETUID | SETGID);
         assert_eq!(bits(&[Capability::SysAdmin]), 1 << 21);
         assert_eq!(bits(&[Capability::CheckpointRestore]), 1 << 40);
-        assert_eq!(names(1 << 21 | 1 << 13 | 1 << 63), "CAP_NET_RAW, CAP_SYS_ADMIN, capability 63");
+        assert_eq!(
+            capability_names(1 << 21 | 1 << 13 | 1 << 63),
+            "CAP_NET_RAW, CAP_SYS_ADMIN, capability 63"
+        );
     }
 }

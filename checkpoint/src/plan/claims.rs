@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 
-use super::capability::{Capabilities, SETGID, SETUID, bits, names};
+use super::capability::{Capabilities, SETGID, SETUID, bits, capability_names};
 use super::reason::{Held, Reason, Who};
 
 /// `SECCOMP_MODE_FILTER`. Source: Linux include/uapi/linux/seccomp.h.
@@ -94,7 +94,7 @@ impl Allowed {
             ("ambient", held.ambient, gained),
         ] {
             if bits & !allowed != 0 {
-                faults.push(Held::Capabilities { set, names: names(bits & !allowed) });
+                faults.push(Held::Capabilities { set, names: capability_names(bits & !allowed) });
             }
         }
         if self.no_new_privs && !claims.no_new_privs {

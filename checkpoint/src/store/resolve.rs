@@ -39,7 +39,7 @@ pub struct CheckpointDir {
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// There is none of that name.
-    #[error("namespace {namespace:?} has no checkpoint {reference:?} of lineage {lineage:?}: {hint}")]
+    #[error("namespace {namespace:?} has no checkpoint {reference:?} of lineage \"{lineage}\": {hint}")]
     NotFound {
         /// The pod's namespace.
         namespace: String,
