@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The client against the real CRIU. Needs root, CRIU and busybox, and a pid namespace that nobody else
-//! minds: `cargo test -p criu-rpc --test real_criu --no-run`, then run the program with `--ignored` in
-//! `scripts/node run`.
+//! The client against the real CRIU, on the disposable node: `scripts/test criu`. Needs root, CRIU, busybox, and a
+//! pid namespace that nobody else minds.
 
 #![allow(clippy::unwrap_used, clippy::tests_outside_test_module)] // nothing here but tests
 
@@ -175,7 +174,6 @@ impl Drop for Bound {
 }
 
 #[test]
-#[ignore = "needs root and CRIU"]
 fn version_features_and_check() {
     if !can_run() {
         return;
@@ -203,7 +201,6 @@ fn version_features_and_check() {
 }
 
 #[test]
-#[ignore = "needs root and CRIU"]
 fn a_container_is_dumped_and_comes_back_changed() {
     if !can_run() {
         return;
@@ -260,7 +257,6 @@ fn a_container_is_dumped_and_comes_back_changed() {
 }
 
 #[test]
-#[ignore = "needs root and CRIU"]
 fn failures_and_refusals_leave_nothing_and_say_why() {
     if !can_run() {
         return;
