@@ -159,9 +159,10 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     if frozen.terminal != process.terminal().unwrap_or(false) {
         reasons.push(Reason::Terminal { frozen: frozen.terminal });
     }
+    // What the processes hold comes first: it weighs most, and a pod's event shows 1024 bytes of the text.
+    claims::check(&frozen.threads, new.spec, process, &mut reasons);
     namespaces::plan(frozen, new.spec, host, &mut plan, &mut reasons);
     mounts::plan(frozen, new, host, &mut plan, &mut reasons);
-    claims::check(&frozen.threads, new.spec, process, &mut reasons);
     match lsm_profile(frozen.lsm, process, host.lsm) {
         Ok(profile) => plan.lsm_profile = profile,
         Err(reason) => reasons.push(reason),

@@ -22,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::container::Container;
 use crate::create::blocking;
-use crate::error::TaskError;
+use crate::error::{TaskError, full};
 use crate::pod::Pod;
 use crate::reaper::Exits;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
@@ -85,7 +85,7 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
     let pid = container.init.pid();
     let mounts = ProcFs::new(pid)
         .and_then(|process| process.mountinfo())
-        .map_err(|e| failed("reading its mounts")(e.to_string()))?;
+        .map_err(|e| failed("reading its mounts")(full(&e)))?;
     let cgroups = crate::cgroup::paths(pid)?;
     let open = |path: &Path| {
         open_dir(path).map_err(|e| failed("opening the directory")(format!("{}: {e}", path.display())))
@@ -102,16 +102,16 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
     options.manage_cgroups = ManageCgroups::Ignore;
     options.freeze_cgroup = cgroups.get("freezer").or_else(|| cgroups.get("")).cloned();
     let binds = bind_mountpoints(&container.spec, &container.bundle.join("rootfs"))
-        .map_err(|e| failed("finding its mounts")(e.to_string()))?;
+        .map_err(|e| failed("finding its mounts")(full(&e)))?;
     options.ext_mounts = external_mounts(&container.spec, &binds, &mounts.0);
-    options.external = external_namespaces(&container.spec, pid)
-        .map_err(|e| failed("reading its namespaces")(e.to_string()))?;
+    options.external =
+        external_namespaces(&container.spec, pid).map_err(|e| failed("reading its namespaces")(full(&e)))?;
 
     let session =
-        Swrk::new(criu_program(container)).spawn().map_err(|e| failed("starting CRIU")(e.to_string()))?;
+        Swrk::new(criu_program(container)).spawn().map_err(|e| failed("starting CRIU")(full(&e)))?;
     let criu = session.pid();
-    session.dump(&options, DEADLINE, &mut |_| Ok(())).map_err(|e| failed("CRIU")(e.to_string()))?;
-    write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(e.to_string()))?;
+    session.dump(&options, DEADLINE, &mut |_| Ok(())).map_err(|e| failed("CRIU")(full(&e)))?;
+    write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
     inherited_layer(container, images).map_err(|e| failed("saving the writable layer")(e))?;
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     info!(container = container.id.as_str(), pid = pid, elapsed_ms = ms; "checkpointed");
@@ -194,9 +194,9 @@ fn write_descriptors(container: &Container, images: &Path) -> std::io::Result<()
 fn inherited_layer(container: &Container, images: &Path) -> Result<(), String> {
     let Some(prepared) = container.restored() else { return Ok(()) };
     let Some(rootfs) = prepared.source.dir.rootfs() else { return Ok(()) };
-    let dir = open_dir(rootfs).map_err(|e| e.to_string())?;
-    let file = std::fs::File::create_new(images.join(layer::INHERITED_LAYER)).map_err(|e| e.to_string())?;
-    layer::write(dir.as_fd(), std::io::BufWriter::new(file)).map_err(|e| e.to_string())
+    let dir = open_dir(rootfs).map_err(|e| full(&e))?;
+    let file = std::fs::File::create_new(images.join(layer::INHERITED_LAYER)).map_err(|e| full(&e))?;
+    layer::write(dir.as_fd(), std::io::BufWriter::new(file)).map_err(|e| full(&e))
 }
 
 fn open_dir(path: &Path) -> std::io::Result<OwnedFd> {

@@ -11,6 +11,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess, Spec};
 
 use crate::error::TaskError;
 use crate::oci::Oci;
+use crate::oom::Kills;
 use crate::process::Process;
 use crate::restore::{Prepared, Restoring};
 use crate::rootfs::Rootfs;
@@ -35,6 +36,8 @@ pub(crate) struct Container {
     pub(crate) verb: tokio::sync::Mutex<()>,
     /// The restore that Create has found to hold.
     pub(crate) prepared: Option<Arc<Prepared>>,
+    /// What the kernel killed for memory.
+    pub(crate) kills: Kills,
     /// CRIU while it restores.
     pub(crate) restoring: Restoring,
     /// The mounted root file system; unmounted at delete.

@@ -19,9 +19,10 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::cgroup::cgroup_path;
 use crate::container::Container;
-use crate::error::TaskError;
+use crate::error::{TaskError, full};
 use crate::members;
 use crate::oci::Oci;
+use crate::oom::Kills;
 use crate::options::RuntimeOptions;
 use crate::pod::Pod;
 use crate::process::Process;
@@ -105,6 +106,7 @@ impl Request {
             init: Process::new("", stdio, state),
             verb: tokio::sync::Mutex::default(),
             prepared,
+            kills: Kills::default(),
             restoring: Restoring::default(),
             rootfs: std::sync::Mutex::new(Some(rootfs)),
             execs: std::sync::Mutex::default(),
@@ -196,10 +198,10 @@ fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::pl
     let new = NewContainer {
         spec,
         image: identity(&annotations).map(|who| who.image).unwrap_or_default(),
-        destinations: resolve_destinations(spec, root.as_fd()).map_err(|e| refuse(e.to_string()))?,
+        destinations: resolve_destinations(spec, root.as_fd()).map_err(|e| refuse(full(&e)))?,
         cgroups: crate::cgroup::v1_mounts(spec)?,
     };
-    plan(&source.images.frozen, &new, &Host::probe(spec)).map_err(|e| refuse(e.to_string()))
+    plan(&source.images.frozen, &new, &Host::probe(spec)).map_err(|e| refuse(full(&e)))
 }
 
 /// Runs what blocks on the blocking pool.

@@ -76,7 +76,7 @@ impl Images {
             Some(name) => key(dir.load::<Pidns>(&name)?.ext_key),
             None => None,
         };
-        let spec = container.spec().map_err(|e| ImagesError::Dump(e.to_string()))?;
+        let spec = container.spec().map_err(|e| ImagesError::Dump(crate::error::full(&e)))?;
         let terminal =
             spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
         let frozen = Frozen {
@@ -86,7 +86,7 @@ impl Images {
             pid_key,
             own: own_namespaces(&ids, inventory.root_ids().as_ref()),
             threads: claims(&dir, &pstree.tasks, &names)?,
-            stdio: container.stdio().map_err(|e| ImagesError::Dump(e.to_string()))?,
+            stdio: container.stdio().map_err(|e| ImagesError::Dump(crate::error::full(&e)))?,
             terminal,
             lsm: match inventory.lsm() {
                 criu_rpc::image::Lsm::None => Lsm::None,

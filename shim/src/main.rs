@@ -22,6 +22,7 @@ mod kill;
 mod members;
 mod mountpoints;
 mod oci;
+mod oom;
 mod options;
 mod pod;
 mod process;

@@ -25,7 +25,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::cgroup::{Cgroup, cgroup_path};
 use crate::container::Container;
-use crate::error::TaskError;
+use crate::error::{TaskError, full};
 use crate::reaper::Exits;
 use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
@@ -87,9 +87,9 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    fn failed<E: std::fmt::Display>(&self, step: &'static str) -> impl FnOnce(E) -> TaskError {
+    fn failed<E: std::error::Error + 'static>(&self, step: &'static str) -> impl FnOnce(E) -> TaskError {
         let (container, checkpoint) = (self.source.container.clone(), self.source.name());
-        move |e| TaskError::Restore { container, checkpoint, step, reason: e.to_string() }
+        move |e| TaskError::Restore { container, checkpoint, step, reason: full(&e) }
     }
 }
 

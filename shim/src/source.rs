@@ -4,16 +4,17 @@
 //! The shim resolves and authorises by itself: whatever told the pod what to do, this is what enforces.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 use ::checkpoint::annotation::{Otherwise, PodOptions, RestoreRequest, Scope};
 use ::checkpoint::config::Config;
 use ::checkpoint::container_dir::{ContainerDir, ContainerDirError};
+use ::checkpoint::reference::Lineage;
 use ::checkpoint::store::{CheckpointDir, Store};
 use log::{info, warn};
 use oci_spec::runtime::Spec;
 
-use crate::error::TaskError;
+use crate::error::{TaskError, full};
 use crate::frozen::Images;
 
 /// Annotations that containerd's CRI writes into each spec; pods cannot forge them.
@@ -34,7 +35,7 @@ pub(crate) struct Source {
     /// What to do when the restore fails.
     pub(crate) if_failed: Otherwise,
     /// The CRIU program.
-    pub(crate) criu: std::path::PathBuf,
+    pub(crate) criu: PathBuf,
     /// The checkpoint.
     pub(crate) checkpoint: CheckpointDir,
     /// This container's part of it.
@@ -84,37 +85,70 @@ pub(crate) fn decide(
 ) -> Result<Option<Source>, TaskError> {
     let Some(annotations) = spec.annotations() else { return Ok(None) };
     let Some(who) = identity(annotations) else { return Ok(None) };
-    let refuse = |checkpoint: Option<&str>, reasons: String| TaskError::Refused {
+    let refuse = |checkpoint: String, reasons: String| TaskError::Refused {
         container: who.container.to_owned(),
-        checkpoint: checkpoint.map(|name| format!(" from {name}")).unwrap_or_default(),
+        checkpoint,
         reasons,
     };
     let pairs = annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-    let options = PodOptions::parse(pairs).map_err(|e| refuse(None, e.to_string()))?;
+    let options = PodOptions::parse(pairs).map_err(|e| refuse(String::new(), full(&e)))?;
     let Some(request) = options.for_container(who.container) else { return Ok(None) };
+    let asked = format!(" from {}", request.reference);
+    let lineage = options.lineage(who.pod).map_err(|e| refuse(asked.clone(), full(&e)))?;
 
-    let config = Config::load(Path::new(Config::PATH)).map_err(|e| refuse(None, e.to_string()))?;
-    let store = Store::open(&config).map_err(|e| refuse(None, e.to_string()))?;
-    let lineage = options.lineage(who.pod).map_err(|e| refuse(None, e.to_string()))?;
-    let checkpoint = match store.resolve(who.namespace, &lineage, &request.reference) {
-        Ok(found) => found,
-        Err(e) if e.is_missing() => return missing(&request, &who, &e.to_string()).map(|()| None),
-        Err(e) => return Err(refuse(None, e.to_string())),
-    };
+    match open(&who, &request, &lineage, restored_from) {
+        Ok(source) => Ok(source),
+        Err(Obstacle::Missing(why)) if request.if_missing == Otherwise::Start => {
+            warn!("container {} starts normally: {why}", who.container);
+            Ok(None)
+        }
+        Err(Obstacle::Missing(why)) => {
+            let cure = "set thaw.dev/if-missing: start to start without it";
+            Err(refuse(asked, format!("{why}; {cure}")))
+        }
+        Err(Obstacle::Broken(checkpoint, why)) if request.if_failed == Otherwise::Start => {
+            let checkpoint = checkpoint.unwrap_or(asked);
+            warn!("container {} starts normally and not{checkpoint}: {why}", who.container);
+            Ok(None)
+        }
+        Err(Obstacle::Broken(checkpoint, why)) => Err(refuse(checkpoint.unwrap_or(asked), why)),
+    }
+}
+
+/// What keeps a checkpoint from being restored, in words.
+enum Obstacle {
+    /// There is none: `thaw.dev/if-missing` decides.
+    Missing(String),
+    /// It cannot be used, or the store cannot: `thaw.dev/if-failed` decides. With ` from NAME` where it is known.
+    Broken(Option<String>, String),
+}
+
+/// Opens the checkpoint that is asked for. `None` where the container is to start normally all the same.
+fn open(
+    who: &Identity<'_>,
+    request: &RestoreRequest,
+    lineage: &Lineage,
+    restored_from: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Source>, Obstacle> {
+    let broken = |e: &dyn std::error::Error| Obstacle::Broken(None, full(e));
+    let config = Config::load(&config_path()).map_err(|e| broken(&e))?;
+    let store = Store::open(&config).map_err(|e| broken(&e))?;
+    let checkpoint = store
+        .resolve(who.namespace, lineage, &request.reference)
+        .map_err(|e| if e.is_missing() { Obstacle::Missing(full(&e)) } else { broken(&e) })?;
     let name = checkpoint.name();
     if restored_from(who.container).as_deref() == Some(&name) {
         info!("container {} was restored from {name} before and starts afresh", who.container);
         return Ok(None);
     }
+    let damaged = |e: &dyn std::error::Error| Obstacle::Broken(Some(format!(" from {name}")), full(e));
     let dir = match checkpoint.container(who.container) {
         Ok(dir) => dir,
         Err(ContainerDirError::NotHeld { .. }) if request.scope == Scope::Pod => return Ok(None),
-        Err(e @ ContainerDirError::NotHeld { .. }) => {
-            return missing(&request, &who, &e.to_string()).map(|()| None);
-        }
-        Err(e) => return Err(refuse(Some(&name), e.to_string())),
+        Err(e @ ContainerDirError::NotHeld { .. }) => return Err(Obstacle::Missing(full(&e))),
+        Err(e) => return Err(damaged(&e)),
     };
-    let images = Images::read(&dir).map_err(|e| refuse(Some(&name), e.to_string()))?;
+    let images = Images::read(&dir).map_err(|e| damaged(&e))?;
     Ok(Some(Source {
         container: who.container.to_owned(),
         if_failed: request.if_failed,
@@ -125,17 +159,8 @@ pub(crate) fn decide(
     }))
 }
 
-/// Nothing to restore: starts normally where the pod allows it.
-fn missing(request: &RestoreRequest, who: &Identity<'_>, why: &str) -> Result<(), TaskError> {
-    match request.if_missing {
-        Otherwise::Start => {
-            warn!("container {} starts normally: {why}", who.container);
-            Ok(())
-        }
-        Otherwise::Fail => Err(TaskError::Refused {
-            container: who.container.to_owned(),
-            checkpoint: String::new(),
-            reasons: format!("{why}; set thaw.dev/if-missing: start to start without it"),
-        }),
-    }
+/// The administrator's file. The environment that containerd gives its shims may name another, for tests and for
+/// unusual installations.
+fn config_path() -> PathBuf {
+    std::env::var_os("THAW_CONFIG").map_or_else(|| Config::PATH.into(), PathBuf::from)
 }

@@ -10,6 +10,7 @@ use log::{debug, warn};
 use crate::container::Container;
 use crate::create::create_process;
 use crate::error::TaskError;
+use crate::oom;
 use crate::pod::Pod;
 use crate::reaper::{Exit, Exits};
 use crate::restore::{Prepared, restore};
@@ -37,6 +38,7 @@ pub(crate) async fn start(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<
         Ok(cgroup) => container.set_cgroup(cgroup),
         Err(e) => debug!("no cgroup of process {pid}, stats will be missing: {e}"),
     }
+    oom::watch(pod, container);
     pod.events.started(container).await;
     Ok(pid)
 }
@@ -89,6 +91,7 @@ pub(crate) fn watch(pod: &Arc<Pod>, container: &Arc<Container>, exits: Exits, pi
         // An exec's exit comes first in the stream; one that cannot die does not hold the init's.
         let _ = tokio::time::timeout(EXECS_FOLLOW, all).await;
         let _verb = container.verb.lock().await;
+        oom::look(&pod, &container).await;
         container.init.set_exited(exit);
         pod.events.exited(&container, &container.init, exit).await;
     });

@@ -279,10 +279,14 @@ fn hidden(spec: &Spec, host: &Host, at: &BTreeMap<PathBuf, &FrozenMount>, reason
     };
     let masked = paths(linux.and_then(|linux| linux.masked_paths().as_ref()));
     let readonly = paths(linux.and_then(|linux| linux.readonly_paths().as_ref()));
-    let unmasked = masked.into_iter().filter(|path| !covered(path));
-    reasons.extend(unmasked.map(|path| Reason::Unmasked { path }));
-    let writable = readonly.into_iter().filter(|path| !covered(path) && !protected(path));
-    reasons.extend(writable.map(|path| Reason::Writable { path }));
+    let unmasked: Vec<_> = masked.into_iter().filter(|path| !covered(path)).collect();
+    if !unmasked.is_empty() {
+        reasons.push(Reason::Unmasked { paths: unmasked });
+    }
+    let writable: Vec<_> = readonly.into_iter().filter(|path| !covered(path) && !protected(path)).collect();
+    if !writable.is_empty() {
+        reasons.push(Reason::Writable { paths: writable });
+    }
 }
 
 /// Whether the mount is the empty directory that hides one of /proc or /sys.

@@ -120,19 +120,23 @@ pub enum Reason {
     },
     /// The spec hides a path that the images show.
     #[error(
-        "{path:?} must be hidden in the new container and was not when frozen: run the pod as privileged as it was, or start it afresh"
+        "{} must be hidden in the new container and {} not when frozen: run the pod as privileged as it was, or start it afresh",
+        quoted(paths),
+        was(paths)
     )]
     Unmasked {
-        /// The path.
-        path: PathBuf,
+        /// The paths.
+        paths: Vec<PathBuf>,
     },
-    /// The spec makes a path read-only that the images do not.
+    /// The spec makes paths read-only that the images do not.
     #[error(
-        "{path:?} must be read-only in the new container and was not when frozen: run the pod as privileged as it was, or start it afresh"
+        "{} must be read-only in the new container and {} not when frozen: run the pod as privileged as it was, or start it afresh",
+        quoted(paths),
+        was(paths)
     )]
     Writable {
-        /// The path.
-        path: PathBuf,
+        /// The paths.
+        paths: Vec<PathBuf>,
     },
     /// The security module cannot be applied.
     #[error(
@@ -193,6 +197,14 @@ pub struct Who {
     pub pid: u32,
     /// The name of the first one.
     pub comm: String,
+}
+
+fn quoted(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", ")
+}
+
+fn was(paths: &[PathBuf]) -> &'static str {
+    if paths.len() == 1 { "was" } else { "were" }
 }
 
 fn whose(own: bool) -> &'static str {

@@ -360,5 +360,5 @@ fn a_privileged_checkpoint_gives_every_reason_to_a_restricted_pod_at_once() {
     ] {
         assert!(reasons.iter().any(|reason| reason.contains(part)), "{part}: {reasons:#?}");
     }
-    assert_eq!(reasons.len(), 12, "{reasons:#?}");
+    assert_eq!(reasons.len(), 11, "{reasons:#?}");
 }

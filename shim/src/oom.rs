@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TaskOOM: tells containerd that the kernel killed for memory in a container's cgroup, on both cgroup versions.
+//!
+//! cgroup v1 signals an eventfd, cgroup v2 changes `memory.events`. Both also wake when the cgroup is removed.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use containerd_shim_protos::events::task::TaskOOM;
+use log::warn;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use tokio::io::unix::AsyncFd;
+
+use crate::container::Container;
+use crate::pod::Pod;
+
+/// What is known of the kills in one container's cgroup.
+#[derive(Debug, Default)]
+pub(crate) struct Kills {
+    /// The cgroup's directory; kept, because the pid cannot be asked once it is gone.
+    cgroup: OnceLock<PathBuf>,
+    /// How many have been published.
+    seen: AtomicU64,
+}
+
+/// Publishes the OOM kills of `container` while its init lives.
+pub(crate) fn watch(pod: &Arc<Pod>, container: &Arc<Container>) {
+    let (pod, container) = (pod.clone(), container.clone());
+    tokio::spawn(async move {
+        let watched = tokio::select! {
+            ended = follow(&pod, &container) => ended,
+            _ = container.init.wait() => Ok(()),
+        };
+        if let Err(e) = watched {
+            warn!("OOM kills of container {} are not watched: {e}", container.id);
+        }
+    });
+}
+
+/// Publishes TaskOOM if there were kills since the last look. Also called before an exit is published, because
+/// the kill that ended the init is to be known first.
+pub(crate) async fn look(pod: &Pod, container: &Container) {
+    let Some(now) = container.kills.cgroup.get().and_then(|cgroup| killed(cgroup)) else { return };
+    if container.kills.seen.swap(now, Ordering::SeqCst) < now {
+        pod.events.publish(TaskOOM { container_id: container.id.clone(), ..Default::default() }).await;
+    }
+}
+
+async fn follow(pod: &Pod, container: &Container) -> std::io::Result<()> {
+    let paths = crate::cgroup::paths(container.init.pid()).map_err(std::io::Error::other)?;
+    let v1 = paths.get("memory");
+    let Some(cgroup) = v1.or_else(|| paths.get("")) else { return Ok(()) };
+    let signal = if v1.is_some() { oom_control(cgroup)? } else { memory_events(cgroup)? };
+    #[expect(
+        deprecated,
+        reason = "the caution is for types that give up their descriptor; an OwnedFd does not"
+    )]
+    let signal = AsyncFd::new(signal)?;
+    container.kills.cgroup.get_or_init(|| cgroup.clone());
+    while cgroup.exists() {
+        look(pod, container).await;
+        // What is read is only the signal; how many were killed is counted by the kernel.
+        let mut ready = signal.readable().await?;
+        let mut buffer = [0u8; 4096];
+        if let Ok(read) = ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut buffer)?)) {
+            read?;
+        }
+    }
+    Ok(())
+}
+
+/// How many processes the kernel has killed for memory in this cgroup; `None` when the cgroup is gone.
+fn killed(cgroup: &Path) -> Option<u64> {
+    let text = ["memory.oom_control", "memory.events"].iter().find_map(|name| {
+        let mut text = String::new();
+        File::open(cgroup.join(name)).ok()?.take(4096).read_to_string(&mut text).ok()?;
+        Some(text)
+    })?;
+    Some(count(&text))
+}
+
+/// The value of `oom_kill` in either version's file. Pure.
+///
+/// Source: Linux `Documentation/admin-guide/cgroup-v1/memory.rst` (since 4.13) and `cgroup-v2.rst`.
+fn count(text: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix("oom_kill ").and_then(|n| n.trim().parse().ok());
+    text.lines().find_map(value).unwrap_or(0)
+}
+
+/// cgroup v1: an eventfd that the memory controller signals.
+fn oom_control(cgroup: &Path) -> std::io::Result<OwnedFd> {
+    let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let control = File::open(cgroup.join("memory.oom_control"))?;
+    let line = format!("{} {}", signal.as_raw_fd(), control.as_raw_fd());
+    std::fs::write(cgroup.join("cgroup.event_control"), line)?;
+    Ok(signal)
+}
+
+/// cgroup v2: an inotify on the file of counters.
+fn memory_events(cgroup: &Path) -> std::io::Result<OwnedFd> {
+    let signal = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let what = WatchFlags::MODIFY | WatchFlags::DELETE_SELF;
+    inotify::add_watch(&signal, cgroup.join("memory.events"), what)?;
+    Ok(signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_are_counted_in_the_files_of_both_versions() {
+        assert_eq!(count("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), 2);
+        assert_eq!(count("low 0\nhigh 0\nmax 9\noom 4\noom_kill 3\noom_group_kill 0\n"), 3);
+        assert_eq!(count("oom_kill_disable 0\nunder_oom 0\n"), 0);
+    }
+}

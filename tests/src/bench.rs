@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Benchmarks on a real node, in one run and in turns, so that all cases meet the same machine.
+//!
+//! Every restore ends with a comparison of all the program's memory with what it was when it was frozen: a
+//! repetition that does not hold is an error, not a number.
+
+mod archive;
+mod bundle;
+mod command;
+mod copies;
+mod criu;
+mod frozen;
+mod heartbeat;
+mod image;
+mod machine;
+mod record;
+mod registry;
+mod report;
+mod runc;
+mod steps;
+mod thaw;
+mod workload;
+mod written;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+
+use self::copies::Copies;
+use self::frozen::Frozen;
+use self::heartbeat::Heartbeat;
+use self::machine::Machine;
+use self::record::{Record, Results};
+use self::registry::Registry;
+use crate::kubelet::Kubelet;
+use crate::kubelet::cri::api::{ImageSpec, PullImageRequest};
+use crate::kubelet::settings::Settings;
+
+/// The program's image on a fresh node.
+const LOCAL_IMAGE: &str = "thaw.local/python:1";
+/// On the node's disk.
+const WORK: &str = "/var/tmp/thaw-bench";
+/// From this size on the image path is repeated less: it takes minutes.
+const LARGE_MB: u64 = 1024;
+
+/// What is restored, and how often.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Repetitions of each case.
+    #[arg(long, default_value_t = 5)]
+    runs: u32,
+    /// Repetitions of the image path from 1024 MB on, where one takes minutes.
+    #[arg(long, default_value_t = 3)]
+    large_image_runs: u32,
+    /// Memory of the program, MB, multiples of 16.
+    #[arg(long, value_delimiter = ',', default_value = "64,512,2048", value_parser = parse_size)]
+    sizes: Vec<u64>,
+    /// What is measured.
+    #[arg(long, value_delimiter = ',', default_values_t = Case::value_variants().to_vec(), value_enum)]
+    cases: Vec<Case>,
+    /// The runtime handler that runs and freezes the program.
+    #[arg(long, default_value = "runc")]
+    frozen_by: String,
+    /// Write the results here too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// A way to restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Case {
+    /// A pod with thaw.dev/restore.
+    Thaw,
+    /// CRIU over RPC, bare.
+    Criu,
+    /// `runc restore`.
+    Runc,
+    /// containerd's own restore from a local archive.
+    Archive,
+    /// buildah, registry, pull, containerd's own restore.
+    Image,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(size) if size > 0 && size % 16 == 0 => Ok(size),
+        _ => Err("a positive multiple of 16 is wanted".to_owned()),
+    }
+}
+
+/// What all repetitions need.
+#[derive(Debug)]
+struct Bench {
+    kubelet: Kubelet,
+    heartbeat: Heartbeat,
+    /// The program's image.
+    image: String,
+    /// A directory on the disk.
+    work: PathBuf,
+}
+
+/// Measures restores.
+///
+/// # Errors
+/// When something cannot be set up, or when a repetition failed: then what was measured is shown all the same.
+pub async fn restore(args: RestoreArgs) -> anyhow::Result<()> {
+    let machine = Machine::look();
+    let work = PathBuf::from(WORK);
+    fs::create_dir_all(&work).with_context(|| format!("cannot make {WORK}"))?;
+    let kubelet = Kubelet::connect(Settings::from_env()).await?;
+    let heartbeat = Heartbeat::new(PathBuf::from("/run/thaw-bench/heartbeat"))?;
+    let mut bench = Bench { kubelet, heartbeat, image: LOCAL_IMAGE.to_owned(), work };
+    let mut registry = None;
+    if args.cases.iter().any(|case| matches!(case, Case::Archive | Case::Image)) {
+        registry = Some(Registry::start(bench.work.join("registry"))?);
+        bench.image = format!("{}/thaw/python:1", registry::ADDRESS);
+        command::run("ctr", &["-n", "k8s.io", "images", "tag", LOCAL_IMAGE, &bench.image])?;
+        bench.push_base_image()?;
+        let image = Some(ImageSpec { image: bench.image.clone(), ..ImageSpec::default() });
+        bench.kubelet.cri.pull_image(PullImageRequest { image }).await?;
+    }
+
+    let mut results = Results::default();
+    let mut failures = 0;
+    for megabytes in &args.sizes {
+        failures += bench.size(&args, *megabytes, registry.as_mut(), &mut results).await?;
+    }
+    print!("{}", report::table(&machine, &results));
+    if let Some(file) = &args.json {
+        fs::write(file, format!("{:#}\n", report::json(&machine, &results)))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if failures > 0 {
+        bail!("{failures} repetitions failed");
+    }
+    Ok(())
+}
+
+impl Bench {
+    /// All cases with one size of memory, in turns. Returns how many repetitions failed.
+    async fn size(
+        &self,
+        args: &RestoreArgs,
+        megabytes: u64,
+        mut registry: Option<&mut Registry>,
+        results: &mut Results,
+    ) -> anyhow::Result<u32> {
+        let name = format!("restore.{megabytes}");
+        eprintln!("{megabytes} MB: freezing the program");
+        let mut record = Record::default();
+        let frozen = Frozen::make(self, &args.frozen_by, megabytes, &mut record).await?;
+        results.add(&name, record);
+        let copies = Copies::of(&frozen.dir)?;
+        let mut failures = 0;
+        for run in 1..=args.runs {
+            // Each run begins with another case: what a case leaves in the caches is not always for the same one.
+            let shift = usize::try_from(run).unwrap_or_default() % args.cases.len().max(1);
+            for case in args.cases.iter().cycle().skip(shift).take(args.cases.len()) {
+                if *case == Case::Image && megabytes >= LARGE_MB && run > args.large_image_runs {
+                    continue;
+                }
+                if let (Case::Image, Some(registry)) = (case, &mut registry) {
+                    registry.empty()?;
+                    self.push_base_image()?;
+                }
+                let mut record = Record::default();
+                eprintln!("{megabytes} MB: run {run} of {}, {case:?}", args.runs);
+                match self.once(*case, &frozen, &copies, megabytes, &mut record).await {
+                    Ok(()) => results.add(&name, record),
+                    Err(error) => {
+                        failures += 1;
+                        eprintln!("FAILED: {error:#}");
+                    }
+                }
+                self.remove_pods().await?;
+            }
+        }
+        frozen.remove(self).await?;
+        Ok(failures)
+    }
+
+    async fn once(
+        &self,
+        case: Case,
+        frozen: &Frozen,
+        copies: &Copies,
+        megabytes: u64,
+        record: &mut Record,
+    ) -> anyhow::Result<()> {
+        match case {
+            Case::Thaw => thaw::measure(self, frozen, copies, megabytes, record).await,
+            Case::Criu => criu::measure(self, frozen, record).await,
+            Case::Runc => runc::measure(self, frozen, record).await,
+            Case::Archive => archive::measure(self, frozen, megabytes, record).await,
+            Case::Image => image::measure(self, frozen, megabytes, record).await,
+        }
+    }
+
+    /// Removes every pod of a repetition, whatever became of it.
+    async fn remove_pods(&self) -> anyhow::Result<()> {
+        for state in self.kubelet.list()? {
+            if state.pod.metadata.name.starts_with("bench-") {
+                self.kubelet.remove(&state, Some(0)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn push_base_image(&self) -> anyhow::Result<()> {
+        let arguments = ["-n", "k8s.io", "images", "push", "--plain-http", &self.image];
+        command::run("ctr", &arguments).map(drop)
+    }
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What all cases restore: one program, frozen once. Its sandbox and pod directory stay, for the cases that have
+//! no pod of their own; its container has ended.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use super::record::{Record, timed};
+use super::{Bench, command, workload};
+use crate::kubelet::cri::api::StopContainerRequest;
+use crate::kubelet::mountinfo;
+use crate::kubelet::state::PodState;
+
+/// Where thaw keeps checkpoints.
+const STORE: &str = "/var/lib/thaw/checkpoints";
+/// Where containerd has the bundles of CRI's containers.
+pub(crate) const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
+
+/// A frozen program.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    /// The archive that CRI made.
+    pub(crate) archive: PathBuf,
+    /// The checkpoint in thaw's store: `<namespace>/<lineage>/<id>`.
+    name: String,
+    /// The container's directory in it.
+    pub(crate) dir: PathBuf,
+    /// The lower layers of the root file system, the uppermost first: the checkpoint's, then the image's.
+    pub(crate) layers: Vec<PathBuf>,
+    /// The program's OCI configuration.
+    pub(crate) spec: Value,
+    /// The checksum of its memory.
+    pub(crate) checksum: String,
+    /// Its pod.
+    pub(crate) state: PodState,
+}
+
+impl Frozen {
+    /// Runs a program with so much memory under `handler`, freezes it into an archive, ends it, and imports the
+    /// archive into thaw's store.
+    pub(crate) async fn make(
+        bench: &Bench,
+        handler: &str,
+        megabytes: u64,
+        record: &mut Record,
+    ) -> anyhow::Result<Self> {
+        let name = format!("frozen-{megabytes}");
+        let dir = bench.heartbeat.dir();
+        let pod = workload::pod(&name, handler, &bench.image, megabytes, dir, None)?;
+        let watch = bench.heartbeat.watch()?;
+        let state = bench.kubelet.run(pod).await?;
+        watch.beat()?;
+        let checksum = workload::checksum(&state.ip).await?;
+        let id = state.container(workload::CONTAINER)?.id.clone();
+        let spec = fs::read(format!("{BUNDLES}/{id}/config.json")).context("cannot read the OCI spec")?;
+        let mut layers = image_layers(&id)?;
+
+        let archive = bench.work.join(format!("{name}.tar"));
+        let freeze = async {
+            bench.kubelet.checkpoint(&state, "", Some(&archive)).await.context("cannot freeze the program")
+        };
+        record.step("checkpoint", timed(freeze)).await?;
+        bench.kubelet.cri.stop_container(StopContainerRequest { container_id: id, timeout: 0 }).await?;
+        let import = async { command::run("thaw", &["import".as_ref(), archive.as_os_str()]) };
+        let name = record.step("import", timed(import)).await?;
+        let dir = Path::new(STORE).join(&name).join(workload::CONTAINER);
+        layers.insert(0, dir.join("rootfs"));
+        let spec = serde_json::from_slice(&spec).context("cannot understand the OCI spec")?;
+        Ok(Self { archive, name, dir, layers, spec, checksum, state })
+    }
+
+    /// What `thaw.dev/restore` says to mean this checkpoint: its name without the namespace, which is the pod's.
+    pub(crate) fn reference(&self) -> &str {
+        self.name.split_once('/').map_or(self.name.as_str(), |(_, reference)| reference)
+    }
+
+    /// CRIU's images.
+    pub(crate) fn images(&self) -> PathBuf {
+        self.dir.join("checkpoint")
+    }
+
+    /// Removes the pod, the archive and the checkpoint.
+    pub(crate) async fn remove(self, bench: &Bench) -> anyhow::Result<()> {
+        bench.kubelet.remove(&self.state, Some(0)).await?;
+        fs::remove_file(&self.archive).context("cannot remove the archive")?;
+        command::run("thaw", &["rm", &self.name]).map(drop)
+    }
+}
+
+/// The lower directories of a running container's overlay.
+fn image_layers(id: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let rootfs = Path::new(BUNDLES).join(id).join("rootfs");
+    let mounts = mountinfo::mounts().context("cannot read the mounts")?;
+    let overlay = mounts.iter().find(|mount| mount.mount_point == rootfs && mount.fs_type == "overlay");
+    let Some(overlay) = overlay else { bail!("the program's root file system is no overlay") };
+    let lower = overlay.super_options.split(',').find_map(|option| option.strip_prefix("lowerdir="));
+    Ok(lower.context("the overlay has no lower directories")?.split(':').map(PathBuf::from).collect())
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a test on a real node stands on: the node, pods to freeze, the `thaw` command, and the proof that
+//! nothing is left behind.
+//!
+//! A test enters the node, does its work, removes its pods and leaves; leaving fails when the node is not as
+//! it was. Tests take turns: what one leaves behind must be its own.
+
+pub mod archive;
+pub mod counter;
+pub mod error;
+pub mod leaks;
+pub mod needs;
+pub mod node;
+pub mod pods;
+pub mod process;
+pub mod thaw;
+
+pub use self::error::HarnessError;
+pub use self::needs::Need;
+pub use self::node::Node;
+
+/// What a test returns.
+pub type Tested = Result<(), HarnessError>;

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a test needs of the machine, and the line that says why it was skipped.
+
+use std::path::Path;
+
+use super::process;
+use crate::kubelet::Kubelet;
+use crate::kubelet::cgroup;
+use crate::kubelet::settings::Settings;
+
+/// Something that not every machine has. A container runtime is always needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// CRIU.
+    Criu,
+    /// The `thaw` command.
+    Thaw,
+    /// The shim.
+    Shim,
+    /// The right to look at the limits of other users' processes, without which CRIU cannot freeze them.
+    SysResource,
+    /// cgroup v2 alone, where a container gets a cgroup namespace of its own.
+    CgroupV2,
+}
+
+/// The connection to the runtime; without it, or where a need is not met, the reason.
+pub(super) async fn meet(needs: &[Need]) -> Result<Kubelet, String> {
+    let settings = Settings::from_env();
+    if !settings.socket.exists() {
+        let socket = settings.socket.display();
+        return Err(format!("no container runtime at {socket}; run the tests with scripts/test"));
+    }
+    for need in needs {
+        need.unmet()?;
+    }
+    Kubelet::connect(settings).await.map_err(|error| error.to_string())
+}
+
+impl Need {
+    fn unmet(self) -> Result<(), String> {
+        let program = |name: &str, argument: &str| match process::output(name, &[argument]) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("{name} does not work here: {error}")),
+        };
+        match self {
+            Self::Criu => program("criu", "--version"),
+            Self::Thaw => program("thaw", "--version"),
+            Self::Shim if Path::new("/usr/local/bin/containerd-shim-thaw-v1").exists() => Ok(()),
+            Self::Shim => Err("/usr/local/bin/containerd-shim-thaw-v1 is not there".to_owned()),
+            Self::SysResource if process::may_use(process::CAP_SYS_RESOURCE) => Ok(()),
+            Self::SysResource => {
+                Err("root lacks CAP_SYS_RESOURCE here, so CRIU cannot freeze other users' processes"
+                    .to_owned())
+            }
+            Self::CgroupV2 => match cgroup::hierarchies() {
+                Ok(found) if found == [Path::new("/sys/fs/cgroup")] => Ok(()),
+                Ok(_) => {
+                    Err("the machine has cgroup v1, where containers share the node's cgroup namespace"
+                        .into())
+                }
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+}
