@@ -26,7 +26,17 @@ const FOLDERS: [(&str, u32); 11] = [
 ];
 
 /// Ends of paths that stay on purpose.
-const STAY: [&str; 5] = [
+const STAY: [&str; 14] = [
+    // Folders that the first container on a node brings about.
+    "/io.containerd.grpc.v1.cri/containers",
+    "/io.containerd.grpc.v1.cri/sandboxes",
+    "/io.containerd.runtime.v2.task/k8s.io",
+    "/run/containerd/runc",
+    "/run/containerd/runc/k8s.io",
+    "/run/containerd/s",
+    "/run/netns",
+    "/var/lib/cni/networks",
+    "/var/lib/cni/networks/pods",
     // CRIU's cache of what the kernel can do.
     "/criu.kdat",
     // iptables' lock.
