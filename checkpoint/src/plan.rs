@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
+mod binds;
 mod capability;
 mod claims;
 mod destination;
@@ -66,6 +67,10 @@ pub struct FrozenMount {
     pub fstype: u32,
     /// `MS_*` flags of the mount.
     pub flags: u32,
+    /// The device number of its file system; CRIU binds mounts that have the same one from each other.
+    pub root_dev: u32,
+    /// Whether what was mounted had been deleted; CRIU makes it anew, and deletes it afterwards.
+    pub deleted: bool,
     /// The key by which it is external: its content comes from the outside.
     pub ext_key: Option<String>,
 }
@@ -159,11 +164,16 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     if frozen.terminal != process.terminal().unwrap_or(false) {
         reasons.push(Reason::Terminal { frozen: frozen.terminal });
     }
+    reasons.extend(hooks(new.spec));
+    let lsm_profile = lsm_profile(frozen.lsm, process, host.lsm);
+    // CRIU leaves a thread that has no profile in the images without one, whatever is supplied. Source: CRIU
+    // criu/cr-restore.c.
+    let confined = matches!(&lsm_profile, Ok(Some(_)));
     // What the processes hold comes first: it weighs most, and a pod's event shows 1024 bytes of the text.
-    claims::check(&frozen.threads, new.spec, process, &mut reasons);
+    claims::check(&frozen.threads, new.spec, process, confined, &mut reasons);
     namespaces::plan(frozen, new.spec, host, &mut plan, &mut reasons);
     mounts::plan(frozen, new, host, &mut plan, &mut reasons);
-    match lsm_profile(frozen.lsm, process, host.lsm) {
+    match lsm_profile {
         Ok(profile) => plan.lsm_profile = profile,
         Err(reason) => reasons.push(reason),
     }
@@ -172,6 +182,22 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     }
     plan.stdio = frozen.stdio.clone().map(|name| name.filter(|name| name.starts_with("pipe:")));
     if reasons.is_empty() { Ok(plan) } else { Err(Refused(reasons)) }
+}
+
+/// The restored processes are past the points at which a runtime runs them.
+fn hooks(spec: &Spec) -> Option<Reason> {
+    let hooks = spec.hooks().as_ref()?;
+    let lists = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    let filled = lists.iter().filter(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty()));
+    let names: Vec<_> = filled.map(|(name, _)| *name).collect();
+    (!names.is_empty()).then(|| Reason::Hooks { lists: names.join(", ") })
 }
 
 /// CRIU sets the profile only where images and host have the same module. Source: CRIU criu/lsm.c.
@@ -183,7 +209,7 @@ fn lsm_profile(
     let (module, profile) = match host {
         Lsm::Apparmor => ("apparmor", process.apparmor_profile()),
         Lsm::Selinux => ("selinux", process.selinux_label()),
-        Lsm::None | Lsm::Other(_) => return Ok(None),
+        Lsm::None => return Ok(None),
     };
     match profile.as_deref().filter(|profile| !profile.is_empty()) {
         None => Ok(None),

@@ -17,7 +17,7 @@ use crate::{
     notify::Event,
     options::{self, DumpOptions, RestoreOptions},
     proto::rpc::{CriuFeatures, CriuNotify, CriuOpts, CriuReq, CriuResp},
-    transport::{Deadline, MESSAGE, TransportError, receive_message, send_message},
+    transport::{Deadline, MESSAGE, Peer, TransportError, receive_message, send_message},
     version::{Features, Version},
 };
 
@@ -27,7 +27,7 @@ type OnEvent<'a> = &'a mut dyn FnMut(Event) -> Result<(), BoxError>;
 /// A connection to one CRIU process.
 #[derive(Debug)]
 pub struct Session {
-    socket: OwnedFd,
+    peer: Peer,
     pid: i32,
 }
 
@@ -73,8 +73,9 @@ struct Log<'a> {
 }
 
 impl Session {
-    pub(crate) fn new(socket: OwnedFd, pid: i32) -> Self {
-        Self { socket, pid }
+    /// `process` is a pidfd of CRIU; without it only the end of the socket tells of its death.
+    pub(crate) fn new(socket: OwnedFd, pid: i32, process: Option<OwnedFd>) -> Self {
+        Self { peer: Peer { socket, process }, pid }
     }
 
     /// The CRIU process, a child of this process; it stays a zombie until the caller waits for it.
@@ -258,7 +259,7 @@ impl Session {
         let bytes = request
             .write_to_bytes()
             .map_err(|source| RequestError::Decode { request: kind.verb(), source })?;
-        send_message(&self.socket, &bytes, deadline).map_err(|error| match error {
+        send_message(&self.peer, &bytes, deadline).map_err(|error| match error {
             TransportError::Io(source) => {
                 RequestError::Send { request: kind.verb(), log: lines(log), source }
             }
@@ -275,7 +276,7 @@ impl Session {
         deadline: &Deadline,
     ) -> Result<(CriuResp, Vec<OwnedFd>), RequestError> {
         let (bytes, descriptors) =
-            receive_message(&self.socket, deadline).map_err(|error| broken(kind, log, error, deadline))?;
+            receive_message(&self.peer, deadline).map_err(|error| broken(kind, log, error, deadline))?;
         let response = CriuResp::parse_from_bytes(&bytes)
             .map_err(|source| RequestError::Decode { request: kind.verb(), source })?;
         Ok((response, descriptors))

@@ -27,7 +27,7 @@ use rustix::{
     io::fcntl_dupfd_cloexec,
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, Signal, kill_process},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
 };
 use thiserror::Error;
 
@@ -179,6 +179,8 @@ impl Swrk {
             report: writer.as_raw_fd(),
         };
         let pid = child.fork()?;
+        // Gone already is seen at the socket: it has no children yet.
+        let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         // Only the child has these now: its end shows as the end of the socket and of the pipe.
         drop((writer, waits, sources));
         // Without the word the child ends by itself.
@@ -186,7 +188,7 @@ impl Swrk {
         retry(|| rustix::io::write(&gate, &[1])).map_err(descriptor("word to the process"))?;
         drop(gate);
         started(pid, reader)?;
-        Ok(Session::new(ours, pid))
+        Ok(Session::new(ours, pid, process))
     }
 }
 

@@ -59,15 +59,20 @@ impl From<Errno> for TransportError {
     }
 }
 
+/// A socket, and the process at its other end. The process's children have the socket as well: only its own end
+/// tells that nobody will answer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) socket: OwnedFd,
+    /// A pidfd.
+    pub(crate) process: Option<OwnedFd>,
+}
+
 /// Sends one message.
-pub(crate) fn send_message(
-    socket: &OwnedFd,
-    message: &[u8],
-    deadline: &Deadline,
-) -> Result<(), TransportError> {
+pub(crate) fn send_message(peer: &Peer, message: &[u8], deadline: &Deadline) -> Result<(), TransportError> {
     loop {
-        wait(socket, PollFlags::OUT, deadline)?;
-        match send(socket, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        wait(peer, PollFlags::OUT, deadline)?;
+        match send(&peer.socket, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             // A datagram goes as a whole or not at all.
             Ok(_) => return Ok(()),
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -78,12 +83,12 @@ pub(crate) fn send_message(
 
 /// Receives one message and what descriptors came with it.
 pub(crate) fn receive_message(
-    socket: &OwnedFd,
+    peer: &Peer,
     deadline: &Deadline,
 ) -> Result<(Vec<u8>, Vec<OwnedFd>), TransportError> {
     loop {
-        wait(socket, PollFlags::IN, deadline)?;
-        match receive_now(socket) {
+        wait(peer, PollFlags::IN, deadline)?;
+        match receive_now(&peer.socket) {
             Err(TransportError::Io(error)) if is_transient(&error) => {}
             other => return other,
         }
@@ -122,15 +127,22 @@ fn receive_now(socket: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), TransportErr
 }
 
 /// Waits until the socket is ready; errors and hang-ups count as ready, the call that follows names them.
-fn wait(socket: &OwnedFd, flags: PollFlags, deadline: &Deadline) -> Result<(), TransportError> {
+fn wait(peer: &Peer, flags: PollFlags, deadline: &Deadline) -> Result<(), TransportError> {
     loop {
         let left = deadline.left();
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut [PollFd::new(socket, flags)], timeout.as_ref()) {
+        // Without a pidfd the socket is watched twice, which changes nothing.
+        let nothing = || PollFd::new(&peer.socket, PollFlags::empty());
+        let process =
+            peer.process.as_ref().map_or_else(nothing, |process| PollFd::new(process, PollFlags::IN));
+        let mut watched = [PollFd::new(&peer.socket, flags), process];
+        match poll(&mut watched, timeout.as_ref()) {
             Ok(0) if deadline.left().is_some_and(|left| left.is_zero()) => {
                 return Err(TransportError::Deadline);
             }
             Ok(0) | Err(Errno::INTR) => {}
+            // What it has sent before its end is read first.
+            Ok(_) if watched[0].revents().is_empty() => return Err(TransportError::Closed),
             Ok(_) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }

@@ -40,15 +40,11 @@ pub(crate) struct Adopted<'a> {
 /// Writes `<root>/<id>/state.json`.
 ///
 /// # Errors
-/// When the state directory cannot be written, or the process is gone.
+/// When the state directory cannot be written.
 pub(crate) fn adopt(root: &Path, adopted: &Adopted<'_>) -> Result<(), TaskError> {
-    let start_time = procfs::process::Process::new(adopted.pid)
-        .and_then(|process| process.stat())
-        .map_err(|e| TaskError::Io {
-            what: format!("read the start time of the restored process {}", adopted.pid),
-            source: std::io::Error::other(e),
-        })?
-        .starttime;
+    // A process that has ended at once has none: runc takes the container for stopped then, as it is.
+    let stat = procfs::process::Process::new(adopted.pid).and_then(|process| process.stat());
+    let start_time = stat.map_or(0, |stat| stat.starttime);
     let state = state(adopted, start_time, OffsetDateTime::now_utc());
     let dir = root.join(adopted.id);
     let failed = || format!("make the container known to runc in {}", dir.display());
@@ -87,6 +83,7 @@ fn state(adopted: &Adopted<'_>, start_time: u64, created: OffsetDateTime) -> Val
             "namespaces": namespaces(adopted.spec),
             "cgroups": cgroups(adopted),
             "seccomp": seccomp,
+            "oom_score_adj": process.and_then(|p| p.oom_score_adj()),
             "no_new_privileges": process.and_then(|p| p.no_new_privileges()).unwrap_or(false),
             "version": adopted.spec.version(),
             "labels": [format!("bundle={}", adopted.bundle.display())],
@@ -136,7 +133,8 @@ fn namespaces(spec: &Spec) -> Vec<Value> {
         .collect()
 }
 
-/// The cgroup by its driver's name: `slice:prefix:name` under systemd, else a path.
+/// The cgroup by its driver's name: `slice:prefix:name` under systemd, else a path. Without any field of its
+/// resources runc up to 1.3.1 finds none and fails.
 ///
 /// Source: runc `libcontainer/specconv`, CreateCgroupConfig.
 fn cgroups(adopted: &Adopted<'_>) -> Value {
@@ -146,9 +144,9 @@ fn cgroups(adopted: &Adopted<'_>) -> Value {
     let mut parts = path.splitn(3, ':');
     match (adopted.systemd, parts.next(), parts.next(), parts.next()) {
         (true, Some(slice), Some(prefix), Some(name)) => {
-            json!({ "parent": slice, "scope_prefix": prefix, "name": name, "systemd": true })
+            json!({ "parent": slice, "scope_prefix": prefix, "name": name, "systemd": true, "devices": [] })
         }
-        _ => json!({ "path": path }),
+        _ => json!({ "path": path, "devices": [] }),
     }
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+    AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager,
+    get_cgroup_setup,
 };
 use oci_spec::runtime::{LinuxResources, Spec};
 use procfs::process::Process as ProcFs;
@@ -15,8 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::error::TaskError;
 
-/// How long killed processes may take to leave the cgroup. SIGKILL of a task in disk wait can last.
-const LEAVE: Duration = Duration::from_secs(10);
+/// How long killed processes may take to leave the cgroup; those in disk wait take longer.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// A container's cgroup; emptied and removed on drop unless kept.
 pub(crate) struct Cgroup {
@@ -77,16 +78,19 @@ impl Cgroup {
         self.kept = true;
     }
 
+    /// Sends SIGKILL to all that is in it; returns how many there were.
+    pub(crate) fn kill(&self) -> usize {
+        let pids = self.manager.get_all_pids().unwrap_or_default();
+        for pid in pids.iter().filter_map(|pid| Pid::from_raw(pid.as_raw())) {
+            // Gone already is as good.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        pids.len()
+    }
+
     fn kill_all(&self) {
         let deadline = Instant::now() + LEAVE;
-        while let Ok(pids) = self.manager.get_all_pids() {
-            if pids.is_empty() || Instant::now() > deadline {
-                return;
-            }
-            for pid in pids.iter().filter_map(|pid| Pid::from_raw(pid.as_raw())) {
-                // Gone already is as good.
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        while self.kill() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -105,6 +109,23 @@ impl Drop for Cgroup {
         if let Err(e) = self.manager.remove() {
             log::warn!("cannot remove the cgroup of a failed restore: {e}");
         }
+    }
+}
+
+/// Whether a restored container can be confined on this host as its spec says.
+///
+/// # Errors
+/// Why not, and what to do.
+pub(crate) fn can_confine(systemd: bool) -> Result<(), String> {
+    let unified = matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified));
+    match (unified, systemd) {
+        (true, _) => Err("this node has cgroup v2, where the device rules of a restored container cannot be set \
+                          yet: restore it on a node with cgroup v1, or start it afresh"
+            .into()),
+        (false, true) => Err("this node has cgroup v1 and its containerd uses the systemd cgroup driver, which a \
+                              restored container cannot be put under: set SystemdCgroup = false, or start it afresh"
+            .into()),
+        (false, false) => Ok(()),
     }
 }
 

@@ -107,20 +107,15 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
     options.external =
         external_namespaces(&container.spec, pid).map_err(|e| failed("reading its namespaces")(full(&e)))?;
 
-    let session =
-        Swrk::new(criu_program(container)).spawn().map_err(|e| failed("starting CRIU")(full(&e)))?;
+    let criu = crate::source::criu().map_err(|e| failed("reading the configuration")(full(&e)))?;
+    let session = Swrk::new(criu).spawn().map_err(|e| failed("starting CRIU")(full(&e)))?;
     let criu = session.pid();
-    session.dump(&options, DEADLINE, &mut |_| Ok(())).map_err(|e| failed("CRIU")(full(&e)))?;
     write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
-    inherited_layer(container, images).map_err(|e| failed("saving the writable layer")(e))?;
+    inherited_layer(container, images).map_err(failed("saving the writable layer"))?;
+    session.dump(&options, DEADLINE, &mut |_| Ok(())).map_err(|e| failed("CRIU")(full(&e)))?;
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     info!(container = container.id.as_str(), pid = pid, elapsed_ms = ms; "checkpointed");
     Ok(criu)
-}
-
-fn criu_program(container: &Container) -> PathBuf {
-    let prepared = container.prepared.as_ref();
-    prepared.map_or_else(|| PathBuf::from("criu"), |prepared| prepared.source.criu.clone())
 }
 
 /// The mounts that come from outside: binds of the spec, cgroup v1 hierarchies, masked files. `binds` are the

@@ -141,7 +141,7 @@ impl Request {
 pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<(), TaskError> {
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let wiring = Wiring::new(&container.init.stdio, container.io_owner)?;
-    let io = wiring.io(&container.init.stdio);
+    let io = wiring.io();
     let pid = container.oci.create(io, wiring.console_socket()).await?;
     container.init.set_pid(pid);
     if let Err(e) = wiring.attach(&container.init).await {
@@ -170,6 +170,11 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
 }
 
 async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Rootfs), TaskError> {
+    crate::cgroup::can_confine(request.options.systemd_cgroup()).map_err(|reasons| TaskError::Refused {
+        container: source.container.clone(),
+        checkpoint: format!(" from {}", source.name()),
+        reasons,
+    })?;
     let target = request.bundle.join("rootfs");
     let layer = source.dir.rootfs().map(|path| Layer { path, implied: source.dir.implied_directories() });
     let rootfs = Rootfs::mount(&request.req.rootfs, target, layer).await?;

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_shim::asynchronous::util::{read_pid_from_file, read_spec};
 use containerd_shim::util::convert_to_timestamp;
@@ -18,6 +19,10 @@ use crate::options::RuntimeOptions;
 use crate::pod::Pod;
 use crate::reaper::Exit;
 use crate::rootfs::unmount_all;
+use crate::state::State;
+
+/// How long a killed init may take to be reaped.
+const END: Duration = Duration::from_secs(10);
 
 /// Deletes the container, or the exec named `exec_id`; returns its last pid and exit.
 ///
@@ -28,8 +33,11 @@ pub(crate) async fn delete(
     container: &Arc<Container>,
     exec_id: &str,
 ) -> Result<(i32, Exit), TaskError> {
-    let _verb = container.verb.lock().await;
     let process = container.process(exec_id)?;
+    if exec_id.is_empty() && process.state() == State::Created && process.pid() != 0 {
+        end(container).await?;
+    }
+    let _verb = container.verb.lock().await;
     process.state().delete()?;
     let exit = process.exit().unwrap_or_else(Exit::killed);
     if !exec_id.is_empty() {
@@ -56,6 +64,20 @@ pub(crate) async fn delete(
     Ok((process.pid(), exit))
 }
 
+/// Ends an init that was created and never started, so that its exit is published before its deletion.
+async fn end(container: &Container) -> Result<(), TaskError> {
+    let verb = container.verb.lock().await;
+    if container.init.state() == State::Created {
+        container.oci.delete(true).await?;
+    }
+    // The exit is recorded under the same lock.
+    drop(verb);
+    if tokio::time::timeout(END, container.init.wait()).await.is_err() {
+        warn!("the init of container {} does not end", container.id);
+    }
+    Ok(())
+}
+
 /// Cleans up what a dead shim has left of container `id`, and if that is a pod's sandbox, of all the pod's
 /// containers. Returns the last known pid of `id`.
 ///
@@ -63,7 +85,18 @@ pub(crate) async fn delete(
 pub(crate) async fn after_death(namespace: &str, id: &str, bundle: &Path) -> i32 {
     let options = RuntimeOptions::load(bundle).await;
     let bundles = bundle.parent().unwrap_or(bundle);
-    for (member, cgroup) in members::list(bundle) {
+    let mut members = members::list(bundle);
+    members.retain(|(member, _)| member != id);
+    // containerd gives this five seconds: first nothing may run, then it is tidied up.
+    for (member, cgroup) in &members {
+        if let Some(Ok(cgroup)) =
+            cgroup.clone().map(|path| Cgroup::new(member, path, None, options.systemd_cgroup()))
+        {
+            cgroup.kill();
+            cgroup.keep();
+        }
+    }
+    for (member, cgroup) in members {
         clean(namespace, &member, &bundles.join(&member), cgroup, &options).await;
     }
     let cgroup = read_spec(bundle).await.ok().and_then(|spec| cgroup_path(&spec));

@@ -1,37 +1,81 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Events to containerd, in the order of the calls: the publisher's queue keeps it.
+//! Events to containerd, in the order of the calls, over restarts of containerd.
 //!
-//! An event that cannot be sent is logged and dropped: the container must not suffer for it.
+//! An event that cannot be delivered is logged and dropped: the container must not suffer for it.
 
-use containerd_shim::Context;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use containerd_shim::event::Event;
-use containerd_shim::publisher::RemotePublisher;
-use containerd_shim::util::convert_to_timestamp;
+use containerd_shim::util::{convert_to_any, convert_to_timestamp, timestamp};
+use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::events::task::{TaskExit, TaskStart};
-use log::error;
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim_async::{Client, EventsClient};
+use containerd_shim_protos::ttrpc::{self, context::with_timeout};
+use log::{debug, error};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::container::Container;
 use crate::process::Process;
 use crate::reaper::Exit;
 
+/// How many events may wait: more than a pod makes while containerd restarts.
+const QUEUE: usize = 1024;
+/// How long one event is tried for. containerd learns the state of all tasks by itself when it is back.
+const TRY_FOR: Duration = Duration::from_secs(60);
+/// How long to wait between two tries.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long containerd may take over one event, as its own shims allow.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// The way to containerd's event service.
 pub(crate) struct Events {
-    publisher: RemotePublisher,
+    queue: mpsc::Sender<Envelope>,
     namespace: String,
+    /// How many are neither delivered nor given up.
+    pending: Arc<AtomicUsize>,
 }
 
 impl Events {
-    /// Events of containerd's `namespace`.
-    pub(crate) fn new(publisher: RemotePublisher, namespace: &str) -> Self {
-        Self { publisher, namespace: namespace.to_owned() }
+    /// Events of containerd's `namespace`, to its ttrpc socket at `address`.
+    pub(crate) fn new(address: &str, namespace: &str) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let pending = Arc::default();
+        tokio::spawn(deliver(address.to_owned(), waiting, Arc::clone(&pending)));
+        Self { queue, namespace: namespace.to_owned(), pending }
     }
 
     /// Queues one event.
     pub(crate) async fn publish(&self, event: impl Event + 'static) {
         let topic = event.topic();
-        let sent = self.publisher.publish(Context::default(), &topic, &self.namespace, Box::new(event)).await;
-        if let Err(e) = sent {
-            error!("cannot publish {topic}: {e}");
+        let envelope = timestamp().and_then(|now| {
+            Ok(Envelope {
+                timestamp: Some(now).into(),
+                namespace: self.namespace.clone(),
+                topic: topic.clone(),
+                event: Some(convert_to_any(Box::new(event))?).into(),
+                ..Default::default()
+            })
+        });
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        let queued = match envelope {
+            Ok(envelope) => self.queue.try_send(envelope).map_err(|e| e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        if let Err(e) = queued {
+            self.pending.fetch_sub(1, Ordering::SeqCst);
+            error!("dropped {topic}: {e}");
+        }
+    }
+
+    /// Waits until all queued events are delivered, but not for long.
+    pub(crate) async fn flush(&self) {
+        let until = Instant::now() + ANSWER;
+        while self.pending.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -58,4 +102,38 @@ impl Events {
         })
         .await;
     }
+}
+
+/// Delivers one event after the other; the next one waits until this one is through or given up.
+async fn deliver(address: String, mut waiting: mpsc::Receiver<Envelope>, pending: Arc<AtomicUsize>) {
+    // Connected before the first event, which then waits for nothing.
+    let mut client = connect(&address).await.ok();
+    while let Some(envelope) = waiting.recv().await {
+        let until = Instant::now() + TRY_FOR;
+        while let Err(e) = forward(&address, &mut client, &envelope).await {
+            client = None;
+            if Instant::now() > until {
+                error!("dropped {}: {e}", envelope.topic);
+                break;
+            }
+            debug!("containerd does not take {}: {e}", envelope.topic);
+            tokio::time::sleep(RETRY).await;
+        }
+        pending.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn connect(address: &str) -> ttrpc::Result<EventsClient> {
+    Ok(EventsClient::new(Client::connect(&format!("unix://{address}")).await?))
+}
+
+/// Delivers one event over the connection there is, or over a new one.
+async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: &Envelope) -> ttrpc::Result<()> {
+    let events = match client {
+        Some(events) => events,
+        None => client.insert(connect(address).await?),
+    };
+    let request = ForwardRequest { envelope: Some(envelope.clone()).into(), ..Default::default() };
+    let timeout = i64::try_from(ANSWER.as_nanos()).unwrap_or(i64::MAX);
+    events.forward(with_timeout(timeout), &request).await.map(drop)
 }

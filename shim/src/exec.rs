@@ -7,6 +7,7 @@ use containerd_shim::asynchronous::io::Stdio;
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted};
 use oci_spec::runtime::Process as OciProcess;
+use rustix::process::Signal;
 
 use crate::container::{Container, Exec};
 use crate::error::TaskError;
@@ -52,7 +53,7 @@ pub(crate) async fn start(
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let stdio = &exec.process.stdio;
     let wiring = Wiring::new(stdio, container.io_owner)?;
-    let ran = container.oci.exec(exec_id, &exec.spec, wiring.io(stdio), wiring.console_socket()).await;
+    let ran = container.oci.exec(exec_id, &exec.spec, wiring.io(), wiring.console_socket()).await;
     let pid = match ran {
         Ok(pid) => pid,
         Err(e) => {
@@ -61,9 +62,13 @@ pub(crate) async fn start(
         }
     };
     exec.process.set_pid(pid);
-    wiring.attach(&exec.process).await?;
-    exec.process.transition(State::start)?;
     watch(pod, container, &exec, exits, pid);
+    let wired = wiring.attach(&exec.process).await;
+    if let Err(e) = wired.and_then(|()| Ok(exec.process.transition(State::start)?)) {
+        // It must not run on without anybody at its streams.
+        let _ = exec.process.signal(Signal::KILL);
+        return Err(e);
+    }
     pod.events
         .publish(TaskExecStarted {
             container_id: container.id.clone(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the images of a frozen container say, as the restore plan wants it. Reads through `criu-rpc`, judges
-//! nothing.
+//! What the images of a frozen container say, as the restore plan wants it. Reads through `criu-rpc`, and refuses
+//! images of what the plan does not know; whether the rest fits the new container is the plan's matter.
 
 use ::checkpoint::container_dir::ContainerDir;
 use ::checkpoint::plan::{Capabilities, Claims, Frozen, FrozenMount, Lsm, OwnNamespaces};
@@ -38,6 +38,17 @@ pub(crate) enum ImagesError {
     /// One that CRIU would act on, and that no container of this runtime has.
     #[error("its images hold {0}, which a pod's container never has; it cannot be restored")]
     Foreign(String),
+    /// CRIU would restore into the mount namespace of the host.
+    #[error("its images give it no mount namespace of its own; it cannot be restored")]
+    NoMountNamespace,
+    /// A process in other namespaces than the first one.
+    #[error(
+        "its process {pid} was in namespaces of its own, which cannot be restored: the container must not run programs that make namespaces (containers in it, sandboxes of browsers)"
+    )]
+    Nested {
+        /// The process, in the container's PID namespace.
+        pid: u32,
+    },
     /// The images hold no process.
     #[error("its images hold no process; the checkpoint is damaged: make it again")]
     NoProcess,
@@ -58,15 +69,17 @@ impl Images {
         let pstree: Pstree = dir.load("pstree.img")?;
         let root = pstree.tasks.first().ok_or(ImagesError::NoProcess)?;
         let ids: Ids = dir.load(&format!("ids-{}.img", root.pid))?;
+        own_mount_namespace(&ids, inventory.root_ids().as_ref())?;
+        one_set_of_namespaces(&dir, &names, &ids, &pstree.tasks)?;
+        if let Some(foreign) = names.iter().find(|name| is_of_other_namespace(name, &ids)) {
+            return Err(ImagesError::Foreign(foreign.clone()));
+        }
         let of_namespace = |stem: &str, id: Option<u32>| {
             id.map(|id| format!("{stem}-{id}.img")).filter(|name| names.contains(name))
         };
 
         let mountpoints = of_namespace("mountpoints", ids.mnt_ns).unwrap_or_default();
         let mounts: Mountpoints = dir.load(&mountpoints)?;
-        if let Some(mount) = mounts.mounts().iter().find(|mount| mount.with_plugin) {
-            return Err(ImagesError::Foreign(format!("a plugin's mount at {}", mount.mountpoint.display())));
-        }
         let key = |key: Option<std::ffi::OsString>| key.and_then(|key| key.into_string().ok());
         let network_key = match of_namespace("netns", ids.net_ns) {
             Some(name) => key(dir.load::<Netns>(&name)?.ext_key),
@@ -81,7 +94,7 @@ impl Images {
             spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
         let frozen = Frozen {
             image: container.record().image.name.clone(),
-            mounts: mounts.mounts().iter().map(frozen_mount).collect(),
+            mounts: mounts.mounts().iter().map(frozen_mount).collect::<Result<_, _>>()?,
             network_key,
             pid_key,
             own: own_namespaces(&ids, inventory.root_ids().as_ref()),
@@ -98,16 +111,72 @@ impl Images {
     }
 }
 
-fn frozen_mount(mount: &criu_rpc::image::Mount) -> FrozenMount {
-    FrozenMount {
+/// CRIU makes a mount namespace only where that of the first process differs from the host's; otherwise its root
+/// goes unused. Source: CRIU 4.2 criu/pstree.c, prepare_pstree_kobj_ids.
+fn own_mount_namespace(ids: &Ids, host: Option<&Ids>) -> Result<(), ImagesError> {
+    match (ids.mnt_ns, host.and_then(|host| host.mnt_ns)) {
+        (Some(own), Some(host)) if own != host => Ok(()),
+        _ => Err(ImagesError::NoMountNamespace),
+    }
+}
+
+/// Only the namespaces of the first process are judged, so all must be in these. A task without an image (a dead one)
+/// inherits them. Source: as above.
+fn one_set_of_namespaces(
+    dir: &ImagesDir,
+    names: &[String],
+    ids: &Ids,
+    tasks: &[Task],
+) -> Result<(), ImagesError> {
+    for task in tasks {
+        let name = format!("ids-{}.img", task.pid);
+        if names.binary_search(&name).is_ok() && dir.load::<Ids>(&name)? != *ids {
+            return Err(ImagesError::Nested { pid: task.pid });
+        }
+    }
+    Ok(())
+}
+
+/// Whether it is the image of a namespace that is not the first process's. Source: CRIU 4.2 criu/image-desc.c.
+fn is_of_other_namespace(name: &str, ids: &Ids) -> bool {
+    let stems = [
+        ("mountpoints-", ids.mnt_ns),
+        ("netns-", ids.net_ns),
+        ("utsns-", ids.uts_ns),
+        ("ipcns-", ids.ipc_ns),
+        ("pidns-", ids.pid_ns),
+        ("timens-", ids.time_ns),
+    ];
+    let Some((stem, id)) = stems.into_iter().find(|(stem, _)| name.starts_with(stem)) else { return false };
+    // `ipcns-shm-11.img`, `netns-ct-10.img`
+    let number = name.strip_suffix(".img").and_then(|name| name.rsplit('-').next());
+    let number = number.and_then(|number| number.parse::<u32>().ok());
+    // The clocks of a container without a time namespace.
+    let clocks = stem == "timens-" && number == Some(0);
+    !clocks && (number.is_none() || number != id)
+}
+
+/// # Errors
+/// When a plugin would mount it, or it does not say which flags its file system has: CRIU would guess them.
+fn frozen_mount(mount: &criu_rpc::image::Mount) -> Result<FrozenMount, ImagesError> {
+    let foreign = |what| ImagesError::Foreign(format!("{what} at {}", mount.mountpoint.display()));
+    if mount.with_plugin {
+        return Err(foreign("a plugin's mount"));
+    }
+    if mount.sb_flags.is_none() {
+        return Err(foreign("a mount without the flags of its file system"));
+    }
+    Ok(FrozenMount {
         id: mount.mnt_id,
         parent: mount.parent_mnt_id,
         mountpoint: mount.mountpoint.display().to_string(),
         root: mount.root.to_string_lossy().into_owned(),
         fstype: mount.fstype,
         flags: mount.flags,
+        root_dev: mount.root_dev,
+        deleted: mount.deleted,
         ext_key: mount.ext_key.as_ref().map(|key| key.to_string_lossy().into_owned()),
-    }
+    })
 }
 
 /// Which namespaces the container did not share with the host it was frozen on.
@@ -165,4 +234,74 @@ fn claim(pid: u32, tid: u32, core: &Core, seccomp_mode: u32) -> Option<Claims> {
         seccomp_mode,
         lsm_profile,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../criu-rpc/fixtures/checkpoint");
+
+    fn images(path: &std::path::Path) -> ImagesDir {
+        ImagesDir::open(std::fs::File::open(path).unwrap().into())
+    }
+
+    #[test]
+    fn a_container_in_the_hosts_mount_namespace_is_refused() {
+        let dir = images(FIXTURE.as_ref());
+        let ids: Ids = dir.load("ids-1.img").unwrap();
+        let host = dir.load::<Inventory>("inventory.img").unwrap().root_ids();
+        assert!(own_mount_namespace(&ids, host.as_ref()).is_ok());
+        let same = Ids { mnt_ns: host.unwrap().mnt_ns, ..ids };
+        for (ids, host) in
+            [(same, host), (ids, None), (Ids { mnt_ns: None, ..ids }, host), (ids, Some(Ids::default()))]
+        {
+            let result = own_mount_namespace(&ids, host.as_ref());
+            assert!(matches!(result, Err(ImagesError::NoMountNamespace)), "{ids:?} {host:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_in_other_namespaces_is_refused_and_a_dead_one_is_not() {
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(format!("{FIXTURE}/ids-1.img"), copy.path().join("ids-7.img")).unwrap();
+        let dir = images(copy.path());
+        let names = dir.names().unwrap();
+        let ids: Ids = dir.load("ids-7.img").unwrap();
+        let task = |pid| Task { pid, ppid: 1, pgid: 1, sid: 1, threads: vec![pid] };
+        assert!(one_set_of_namespaces(&dir, &names, &ids, &[task(7), task(8)]).is_ok());
+        let other = Ids { net_ns: Some(99), ..ids };
+        let result = one_set_of_namespaces(&dir, &names, &other, &[task(8), task(7)]);
+        assert!(matches!(result, Err(ImagesError::Nested { pid: 7 })), "{result:?}");
+    }
+
+    #[test]
+    fn images_of_other_namespaces_are_found() {
+        let dir = images(FIXTURE.as_ref());
+        let ids: Ids = dir.load("ids-1.img").unwrap();
+        for name in dir.names().unwrap() {
+            assert!(!is_of_other_namespace(&name, &ids), "{name}");
+        }
+        for name in [
+            "mountpoints-99.img",
+            "netns-9.img",
+            "netns-ct-9.img",
+            "utsns-1.img",
+            "pidns-.img",
+            "ipcns-shm-0.img",
+            "timens-1.img",
+        ] {
+            assert!(is_of_other_namespace(name, &ids), "{name}");
+        }
+        assert!(is_of_other_namespace("netns-10.img", &Ids { net_ns: None, ..ids }));
+    }
+
+    #[test]
+    fn a_mount_without_the_flags_of_its_file_system_is_refused() {
+        let mounts: Mountpoints = images(FIXTURE.as_ref()).load("mountpoints-13.img").unwrap();
+        let mut mount = mounts.mounts()[0].clone();
+        assert_eq!(frozen_mount(&mount).unwrap().root_dev, 0x8c);
+        mount.sb_flags = None;
+        assert!(matches!(frozen_mount(&mount), Err(ImagesError::Foreign(_))));
+    }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::container::Container;
 use crate::error::TaskError;
@@ -22,41 +22,32 @@ pub(crate) async fn kill(
     all: bool,
 ) -> Result<(), TaskError> {
     let process = container.process(exec_id)?;
-    let gone = || TaskError::NotFound(format!("process of container {} has exited and", container.id));
-    match process.state() {
-        State::Stopped => return Err(gone()),
-        State::CreatedCheckpoint => {
-            container.restoring.kill();
-            let _verb = container.verb.lock().await;
-            if process.state() == State::CreatedCheckpoint {
-                // There is no process; containerd waits for its end all the same.
-                process.set_exited(Exit::killed());
-            }
-            if process.state() == State::Stopped {
-                return Ok(());
-            }
-        }
-        State::Created if process.pid() == 0 => {
+    let gone = || TaskError::NotFound(format!("a running process of container {}", container.id));
+    let signal_number = signal;
+    let signal = crate::signal::signal(signal)
+        .ok_or_else(|| TaskError::InvalidRequest(format!("signal {signal} is unknown")))?;
+    if process.state() == State::Stopped {
+        return Err(gone());
+    }
+    if process.pid() == 0 {
+        container.restoring.kill();
+        // A verb that is making the process ends, or has it made, before this goes on.
+        let _verb = container.verb.lock().await;
+        if process.pid() == 0 {
+            // There is none; containerd waits for its end all the same.
             process.set_exited(Exit::killed());
             return Ok(());
         }
-        State::Created | State::Running | State::Paused => {}
     }
     if all && exec_id.is_empty() {
-        return container.oci.kill_all(signal).await;
+        return container.oci.kill_all(signal_number).await;
     }
-    let pid = Pid::from_raw(process.pid()).ok_or_else(gone)?;
-    let signal = i32::try_from(signal)
-        .ok()
-        .and_then(Signal::from_named_raw)
-        .ok_or_else(|| TaskError::InvalidRequest(format!("signal {signal} is unknown")))?;
-    // The pid is ours until its exit is reaped, and a reaped one is Stopped: it cannot be somebody else's.
-    match kill_process(pid, signal) {
+    match process.signal(signal) {
         Ok(()) => {}
         Err(Errno::SRCH) => return Err(gone()),
         Err(e) => return Err(TaskError::io(format!("signal process {}", process.pid()))(e)),
     }
-    if signal == Signal::KILL && container.init.state() == State::Paused {
+    if signal == Signal::KILL && exec_id.is_empty() && process.state() == State::Paused {
         // A frozen cgroup v1 does not let its tasks die.
         container.oci.resume().await?;
     }

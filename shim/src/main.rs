@@ -6,6 +6,8 @@
 //!
 //! Invariant: a container without `thaw.dev/` annotations gets what `containerd-shim-runc-v2` would give it.
 
+use std::time::Duration;
+
 mod adopt;
 mod cgroup;
 mod checkpoint;
@@ -31,6 +33,8 @@ mod restore;
 mod rewrite;
 mod rootfs;
 mod service;
+#[allow(unsafe_code)] // a real-time signal from its number
+mod signal;
 mod source;
 mod start;
 mod state;
@@ -41,9 +45,17 @@ mod task;
 /// The name that containerd knows this runtime by in `-info` and in logs.
 const RUNTIME_ID: &str = "io.containerd.thaw.v1";
 
+/// How long an idle thread of the blocking pool lives: for ever. CRIU is forked by one of them, which is so the
+/// parent of the restored init, and the kernel sends `PR_SET_PDEATHSIG` when a parent's *thread* ends.
+const KEEP: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// One thread runs everything: a shim is idle nearly all its life and there is one per pod. What blocks
 /// (mount, CRIU, image parsing) goes to the blocking pool.
-#[tokio::main(flavor = "current_thread")]
-async fn main() {
-    containerd_shim::asynchronous::run::<service::Service>(RUNTIME_ID, None).await;
+fn main() -> std::io::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(KEEP).build()?;
+    // Exits are reaped in `reaper`.
+    let config = containerd_shim::Config { no_reaper: true, ..Default::default() };
+    runtime.block_on(containerd_shim::asynchronous::run::<service::Service>(RUNTIME_ID, Some(config)));
+    Ok(())
 }

@@ -3,24 +3,50 @@
 //! make them. The root file system is the container's own and hostile: nothing is resolved outside it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use ::checkpoint::plan::Mountpoint;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
 use rustix::io::Errno;
 
-/// Creates the `mountpoints` below `rootfs` that are not there yet.
+/// Creates the `mountpoints` that are not there yet: below `rootfs`, or, for one inside another mount, in that one's
+/// source, because CRIU mounts the outer one first. File systems that the runtime makes fresh (no source) bring
+/// theirs along in the images.
 ///
 /// # Errors
 /// Names the mount point.
 pub(crate) fn create(rootfs: &Path, mountpoints: &[Mountpoint]) -> std::io::Result<()> {
-    let root = open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for mountpoint in mountpoints {
-        make(root.as_fd(), mountpoint).map_err(|e| {
+        let Some((root, path)) = place(rootfs, mountpoint, mountpoints) else { continue };
+        let made = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(Into::into)
+            .and_then(|root| {
+                make(root.as_fd(), &Mountpoint { destination: path, like: mountpoint.like.clone() })
+            });
+        made.map_err(|e| {
             std::io::Error::other(format!("mount point {}: {e}", mountpoint.destination.display()))
         })?;
     }
     Ok(())
+}
+
+/// The directory that holds a mount point, and its path in there; `None` where it comes with the images. Pure.
+fn place<'a>(
+    rootfs: &'a Path,
+    mountpoint: &Mountpoint,
+    all: &'a [Mountpoint],
+) -> Option<(&'a Path, PathBuf)> {
+    let inside = |outer: &&Mountpoint| {
+        outer.destination != mountpoint.destination && mountpoint.destination.starts_with(&outer.destination)
+    };
+    let outer = all.iter().filter(inside).max_by_key(|outer| outer.destination.components().count());
+    match outer {
+        None => Some((rootfs, mountpoint.destination.clone())),
+        Some(outer) => {
+            let path = mountpoint.destination.strip_prefix(&outer.destination).ok()?;
+            Some((outer.like.as_deref()?, path.to_owned()))
+        }
+    }
 }
 
 fn make(root: BorrowedFd<'_>, mountpoint: &Mountpoint) -> std::io::Result<()> {
@@ -89,6 +115,21 @@ mod tests {
         assert!(root.path().join("etc/hosts").is_file());
         assert!(root.path().join("data/x").is_dir());
         create(root.path(), &points).expect("what is there already is left alone");
+    }
+
+    #[test]
+    fn a_point_inside_a_volume_is_made_in_the_volume_and_one_below_dev_comes_with_the_images() {
+        let (root, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let points = [
+            mountpoint("/dev", None),
+            mountpoint("/data", volume.path().to_str()),
+            mountpoint("/dev/shm", Some("/tmp")),
+            mountpoint("/data/conf", Some("/tmp")),
+        ];
+        create(root.path(), &points).unwrap();
+        assert!(volume.path().join("conf").is_dir());
+        assert!(root.path().join("data").is_dir() && !root.path().join("data/conf").exists());
+        assert!(root.path().join("dev").is_dir() && !root.path().join("dev/shm").exists());
     }
 
     #[test]

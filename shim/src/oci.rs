@@ -2,6 +2,7 @@
 //! The only caller of the OCI runtime (runc): it makes ordinary containers, and runs exec, pause, update, ps
 //! and delete for restored ones too, which [`crate::adopt`] makes known to it.
 
+use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use async_trait::async_trait;
 use oci_spec::runtime::{LinuxResources, Process as OciProcess};
 use runc::options::{CreateOpts, DeleteOpts, ExecOpts, GlobalOpts, KillOpts};
 use runc::{Command, Io, Runc, Spawner};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::well_known_types::any::Any;
@@ -56,8 +57,9 @@ impl Oci {
             .log_json()
             .systemd_cgroup(options.systemd_cgroup());
         global.custom_spawner(Arc::new(Reaped));
-        let runc =
-            global.build().map_err(|e| TaskError::InvalidRequest(format!("OCI runtime options: {e}")))?;
+        let runc = global
+            .build()
+            .map_err(|e| TaskError::InvalidRequest(format!("OCI runtime {}: {e}", options.binary())))?;
         Ok(Self {
             runc,
             id: id.to_owned(),
@@ -90,15 +92,13 @@ impl Oci {
         if let Some(io) = io {
             opts = opts.io(io);
         }
-        let made = self.runc.create(&self.id, &self.bundle, Some(&opts)).await;
-        self.explain("create", made).await?;
+        self.explain("create", self.runc.create(&self.id, &self.bundle, Some(&opts))).await?;
         read_pid(&pid_file).await
     }
 
     /// `runc start`.
     pub(crate) async fn start(&self) -> Result<(), TaskError> {
-        let started = self.runc.start(&self.id).await;
-        self.explain("start", started).await.map(drop)
+        self.explain("start", self.runc.start(&self.id)).await.map(drop)
     }
 
     /// `runc exec --detach`; returns the pid of the process.
@@ -117,59 +117,56 @@ impl Oci {
         if let Some(io) = io {
             opts = opts.io(io);
         }
-        let ran = self.runc.exec(&self.id, process, Some(&opts)).await;
-        self.explain("exec", ran).await?;
+        self.explain("exec", self.runc.exec(&self.id, process, Some(&opts))).await?;
         read_pid(&pid_file).await
     }
 
     /// `runc kill --all`: a signal to every process of the container.
     pub(crate) async fn kill_all(&self, signal: u32) -> Result<(), TaskError> {
-        let killed = self.runc.kill(&self.id, signal, Some(&KillOpts::new().all(true))).await;
-        self.explain("kill", killed).await
+        self.explain("kill", self.runc.kill(&self.id, signal, Some(&KillOpts::new().all(true)))).await
     }
 
     /// `runc delete`; `force` kills what is alive and does not mind a container that is not there.
     pub(crate) async fn delete(&self, force: bool) -> Result<(), TaskError> {
-        let deleted = self.runc.delete(&self.id, Some(&DeleteOpts::new().force(force))).await;
-        self.explain("delete", deleted).await
+        self.explain("delete", self.runc.delete(&self.id, Some(&DeleteOpts::new().force(force)))).await
     }
 
     /// `runc pause`.
     pub(crate) async fn pause(&self) -> Result<(), TaskError> {
-        let paused = self.runc.pause(&self.id).await;
-        self.explain("pause", paused).await
+        self.explain("pause", self.runc.pause(&self.id)).await
     }
 
     /// `runc resume`.
     pub(crate) async fn resume(&self) -> Result<(), TaskError> {
-        let resumed = self.runc.resume(&self.id).await;
-        self.explain("resume", resumed).await
+        self.explain("resume", self.runc.resume(&self.id)).await
     }
 
     /// `runc update`.
     pub(crate) async fn update(&self, resources: &LinuxResources) -> Result<(), TaskError> {
-        let updated = self.runc.update(&self.id, resources).await;
-        self.explain("update", updated).await
+        self.explain("update", self.runc.update(&self.id, resources)).await
     }
 
     /// `runc ps`: the pids of the container.
     pub(crate) async fn pids(&self) -> Result<Vec<usize>, TaskError> {
-        let listed = self.runc.ps(&self.id).await;
-        self.explain("ps", listed).await
+        self.explain("ps", self.runc.ps(&self.id)).await
     }
 
-    /// Puts the runtime's own last log line into the error: its exit status alone says nothing.
-    async fn explain<T>(&self, verb: &'static str, result: runc::Result<T>) -> Result<T, TaskError> {
-        match result {
+    /// Puts the runtime's own last log line into the error: its exit status alone says nothing. Lines of earlier
+    /// commands are not looked at.
+    async fn explain<T>(
+        &self,
+        verb: &'static str,
+        command: impl Future<Output = runc::Result<T>>,
+    ) -> Result<T, TaskError> {
+        let log = self.bundle.join("log.json");
+        let logged = tokio::fs::metadata(&log).await.map_or(0, |log| log.len());
+        match command.await {
             Ok(value) => Ok(value),
-            Err(source) => {
-                let logged = last_error(&self.bundle.join("log.json")).await;
-                Err(TaskError::Runtime {
-                    verb,
-                    container: self.id.clone(),
-                    said: logged.unwrap_or_else(|| source.to_string()),
-                })
-            }
+            Err(source) => Err(TaskError::Runtime {
+                verb,
+                container: self.id.clone(),
+                said: last_error(&log, logged).await.unwrap_or_else(|| source.to_string()),
+            }),
         }
     }
 }
@@ -211,9 +208,12 @@ async fn read_pid(path: &Path) -> Result<i32, TaskError> {
         .map_err(|e| TaskError::shim("read the pid that the OCI runtime wrote", e))
 }
 
-/// The message of the last error in runc's JSON log.
-async fn last_error(log: &Path) -> Option<String> {
-    let file = tokio::fs::File::open(log).await.ok()?;
+/// The message of the last error in runc's JSON log after its first `logged` bytes.
+async fn last_error(log: &Path, logged: u64) -> Option<String> {
+    let mut file = tokio::fs::File::open(log).await.ok()?;
+    let end = file.metadata().await.ok()?.len();
+    let from = logged.max(end.saturating_sub(OUTPUT_LIMIT));
+    file.seek(SeekFrom::Start(from)).await.ok()?;
     let text = read_bounded(Some(file)).await;
     let message = |line: &str| {
         let entry: serde_json::Value = serde_json::from_str(line).ok()?;

@@ -4,9 +4,12 @@
 //! Invariant: only this module writes the state, and an exit is recorded once.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use containerd_shim::asynchronous::io::{IoTasks, Stdio};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 
 use crate::reaper::Exit;
@@ -27,6 +30,8 @@ pub(crate) struct Process {
 struct Standing {
     state: State,
     pid: i32,
+    /// The process itself: its pid may be another's once its exit is reaped.
+    pidfd: Option<OwnedFd>,
     console: Option<File>,
 }
 
@@ -37,7 +42,7 @@ impl Process {
             exec_id: exec_id.to_owned(),
             stdio,
             io: IoTasks::default(),
-            standing: Mutex::new(Standing { state, pid: 0, console: None }),
+            standing: Mutex::new(Standing { state, pid: 0, pidfd: None, console: None }),
             exited: watch::Sender::new(None),
         }
     }
@@ -52,9 +57,23 @@ impl Process {
         self.standing().pid
     }
 
-    /// Records the pid.
+    /// Records the pid of a child whose exit is awaited by somebody who subscribed before it could exist.
     pub(crate) fn set_pid(&self, pid: i32) {
-        self.standing().pid = pid;
+        // One that has ended already has no pidfd and needs none.
+        let pidfd = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let mut standing = self.standing();
+        (standing.pid, standing.pidfd) = (pid, pidfd);
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has ended.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), Errno> {
+        match &self.standing().pidfd {
+            Some(pidfd) => pidfd_send_signal(pidfd, signal),
+            None => Err(Errno::SRCH),
+        }
     }
 
     /// Where it stands.

@@ -1,12 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Exits of child processes. One loop (containerd-shim's SIGCHLD handler) owns `waitpid(-1)`; everybody else
-//! subscribes here **before** the process can exist and claims the exit once its pid is known, so an exit in
+//! Exits of child processes. One loop owns `wait`; everybody else subscribes here **before** the process can exist and claims the exit once its pid is known, so an exit in
 //! between is not lost.
 
-use containerd_shim::asynchronous::monitor::{Subscription, monitor_subscribe, monitor_unsubscribe};
+use containerd_shim::asynchronous::monitor::{
+    Subscription, monitor_notify_by_pid, monitor_subscribe, monitor_unsubscribe,
+};
 use containerd_shim::monitor::{Subject, Topic};
 use log::error;
+use rustix::process::{WaitOptions, wait};
 use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Starts the loop: it reaps every child, whoever started it, and tells its exit to all subscribers.
+///
+/// containerd-shim has one of its own, which loses the exits by real-time signals.
+///
+/// # Errors
+/// When SIGCHLD cannot be watched.
+pub(crate) fn run() -> std::io::Result<()> {
+    let mut children = signal(SignalKind::child())?;
+    tokio::spawn(async move {
+        while children.recv().await.is_some() {
+            while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+                let killed = status.terminating_signal().map(|signal| signal.saturating_add(128));
+                let Some(code) = status.exit_status().or(killed) else { continue };
+                if let Err(e) = monitor_notify_by_pid(pid.as_raw_nonzero().get(), code).await {
+                    error!("cannot tell the exit of process {pid:?}: {e}");
+                }
+            }
+        }
+    });
+    Ok(())
+}
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 //!
 //! CRIU clones the init as its sibling, so the restored init is this process's own child.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::{adopt, mountpoints};
 
-/// How long CRIU may take. This only bounds a hang: a minute per 100 GB of memory is usual on slow disks.
+/// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 /// The CRIU of a restore in progress, so that a kill can end it.
@@ -58,6 +59,11 @@ impl Restoring {
     fn end(&self) {
         // A kill that came in between stays known: it goes to the restored init.
         let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| (now > 0).then_some(0));
+    }
+
+    /// Whether the container was killed.
+    pub(crate) fn was_killed(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == KILLED
     }
 
     /// Ends the restore in progress, or keeps one from beginning. CRIU's death is seen as the end of its socket.
@@ -105,10 +111,11 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
         let (container, prepared) = (container.clone(), prepared.clone());
         tokio::task::spawn_blocking(move || run(&container, &prepared, theirs))
     };
-    let Resumed { pid, criu, terminal } =
-        job.await.map_err(|e| TaskError::Io { what: "run the restore".into(), source: e.into() })??;
-    // CRIU shares the container's cgroup until it has gone.
+    let done = job.await;
     container.restoring.end();
+    let Resumed { pid, criu, terminal } =
+        done.map_err(|e| TaskError::Io { what: "run the restore".into(), source: e.into() })??;
+    // CRIU shares the container's cgroup until it has gone.
     criu_exits.of(criu).await;
     let attached = terminal.map_or(Ok(()), |master| attach_terminal(master, &container.init));
     if let Err(e) = attached {
@@ -119,6 +126,19 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
         return Err(e);
     }
     Ok(pid)
+}
+
+/// Gives all tasks the score that the new spec names: the images have that of the old pod, or none.
+fn set_oom_score(container: &Container, cgroups: &BTreeMap<String, PathBuf>) {
+    let score = container.spec.process().as_ref().and_then(oci_spec::runtime::Process::oom_score_adj);
+    let Some(score) = score else { return };
+    let procs = cgroups.get("memory").or_else(|| cgroups.get("")).map(|cgroup| cgroup.join("cgroup.procs"));
+    let pids = procs.and_then(|procs| std::fs::read_to_string(procs).ok()).unwrap_or_default();
+    for pid in pids.lines() {
+        if let Err(e) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
+            log::warn!("cannot set the OOM score of process {pid} to {score}: {e}");
+        }
+    }
 }
 
 /// What came out of CRIU's work.
@@ -166,6 +186,10 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
     let restored = session
         .restore(&options, DEADLINE, &mut |event: Event| {
             log::debug!("CRIU: {}", event.script());
+            if matches!(event, Event::PreResume) {
+                // All tasks are there and none has run yet.
+                set_oom_score(container, &cgroups);
+            }
             if let Event::OrphanPtsMaster(master) = event {
                 terminal = Some(master);
             }

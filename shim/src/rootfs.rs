@@ -41,6 +41,11 @@ impl Rootfs {
         layer: Option<Layer<'_>>,
     ) -> Result<Self, TaskError> {
         let failed = |source| TaskError::Rootfs { target: target.clone(), source };
+        if layer.is_some() && mounts.is_empty() {
+            let nowhere =
+                "the root file system is in the bundle and the checkpoint's layer cannot be attached to it";
+            return Err(failed(std::io::Error::other(nowhere)));
+        }
         match std::fs::create_dir(&target) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
             Ok(()) | Err(_) => {}

@@ -36,6 +36,11 @@ impl Shim for Service {
     type T = TaskService;
 
     async fn new(_runtime_id: &str, args: &Flags, _config: &mut Config) -> Self {
+        if let Err(e) = crate::reaper::run() {
+            // The server would never see an end of anything; containerd reports what is written here.
+            eprintln!("cannot watch for exits: {e}");
+            std::process::exit(1);
+        }
         Self { exit: Arc::default(), id: args.id.clone(), namespace: args.namespace.clone() }
     }
 
@@ -65,10 +70,12 @@ impl Shim for Service {
         self.exit.wait().await;
     }
 
-    async fn create_task_service(&self, publisher: RemotePublisher) -> Self::T {
+    async fn create_task_service(&self, _: RemotePublisher) -> Self::T {
         // containerd starts a shim in the sandbox's bundle; without it there is nowhere to keep anything.
         let bundle = std::env::current_dir().unwrap_or_default();
-        let pod = Pod::new(&self.namespace, bundle, Events::new(publisher, &self.namespace));
+        // The crate's own publisher, which is not used here, has found it there.
+        let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+        let pod = Pod::new(&self.namespace, bundle, Events::new(&address, &self.namespace));
         TaskService::new(Arc::new(pod), self.exit.clone())
     }
 

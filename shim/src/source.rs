@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use ::checkpoint::annotation::{Otherwise, PodOptions, RestoreRequest, Scope};
-use ::checkpoint::config::Config;
+use ::checkpoint::config::{Config, ConfigError};
 use ::checkpoint::container_dir::{ContainerDir, ContainerDirError};
 use ::checkpoint::reference::Lineage;
 use ::checkpoint::store::{CheckpointDir, Store};
@@ -152,11 +152,23 @@ fn open(
     Ok(Some(Source {
         container: who.container.to_owned(),
         if_failed: request.if_failed,
-        criu: config.criu.unwrap_or_else(|| "criu".into()),
+        criu: program(config),
         checkpoint,
         dir,
         images,
     }))
+}
+
+/// The CRIU program that the administrator has set, or the one on PATH.
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub(crate) fn criu() -> Result<PathBuf, ConfigError> {
+    Ok(program(Config::load(&config_path())?))
+}
+
+fn program(config: Config) -> PathBuf {
+    config.criu.unwrap_or_else(|| "criu".into())
 }
 
 /// The administrator's file. The environment that containerd gives its shims may name another, for tests and for

@@ -57,7 +57,7 @@ async fn resume(
             watch(pod, container, exits, pid);
             Ok(())
         }
-        Err(e) if prepared.source.if_failed == Otherwise::Start => {
+        Err(e) if prepared.source.if_failed == Otherwise::Start && !container.restoring.was_killed() => {
             warn!("container {} starts normally, as thaw.dev/if-failed says: {e}", container.id);
             container.remount().await?;
             create_process(pod, container).await?;

@@ -4,11 +4,13 @@
 //! The process never gets a fifo itself: a fifo is a file outside the container, which CRIU could not dump.
 
 use std::os::fd::OwnedFd;
+use std::process;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use containerd_shim::asynchronous::io::{IoTasks, Pty, Stdio};
-use runc::Io;
-use runc::io::{IoOption, NullIo, PipedIo};
+use runc::io::{IoOption, PipedIo};
+use runc::{Command, Io};
 use tokio::net::unix::pipe;
 
 use crate::console::ConsoleSocket;
@@ -18,7 +20,7 @@ use crate::process::Process;
 /// What a runtime command is given, before there is a process.
 pub(crate) enum Wiring {
     /// Pipes; without any stream they are all closed.
-    Pipes(Arc<PipedIo>),
+    Pipes(Arc<Streams>),
     /// A socket on which the runtime hands over the terminal's master.
     Terminal(ConsoleSocket),
 }
@@ -38,14 +40,12 @@ impl Wiring {
             open_stderr: !stdio.stderr.is_empty(),
         };
         let pipes = PipedIo::new(owner.0, owner.1, &wanted).map_err(TaskError::io("make the stdio pipes"))?;
-        Ok(Self::Pipes(Arc::new(pipes)))
+        Ok(Self::Pipes(Arc::new(Streams(pipes))))
     }
 
     /// The pipes, for the runtime's command. A terminal needs none.
-    pub(crate) fn io(&self, stdio: &Stdio) -> Option<Arc<dyn Io>> {
+    pub(crate) fn io(&self) -> Option<Arc<dyn Io>> {
         match self {
-            // The container would hold the pipes that carry the runtime's own output open for ever.
-            Self::Pipes(_) if stdio.is_null() => Some(Arc::new(NullIo {})),
             Self::Pipes(pipes) => Some(pipes.clone()),
             Self::Terminal(_) => None,
         }
@@ -65,9 +65,26 @@ impl Wiring {
     /// When containerd's fifos cannot be opened, or no terminal was handed over.
     pub(crate) async fn attach(self, process: &Process) -> Result<(), TaskError> {
         match self {
-            Self::Pipes(pipes) => attach_pipes(&pipes, process),
+            Self::Pipes(pipes) => attach_pipes(&pipes.0, process),
             Self::Terminal(socket) => attach_terminal(socket.receive().await?, process),
         }
+    }
+}
+
+/// Pipes for the streams that are wanted, and `/dev/null` for the others: the container would hold the pipes that
+/// carry the runtime's own output open for ever.
+#[derive(Debug)]
+pub(crate) struct Streams(PipedIo);
+
+#[async_trait]
+impl Io for Streams {
+    async fn set(&self, cmd: &mut Command) -> std::io::Result<()> {
+        cmd.stdin(process::Stdio::null()).stdout(process::Stdio::null()).stderr(process::Stdio::null());
+        self.0.set(cmd).await
+    }
+
+    async fn close_after_start(&self) {
+        self.0.close_after_start().await;
     }
 }
 

@@ -38,6 +38,15 @@ impl TaskService {
     }
 }
 
+/// Runs a verb to its end: ttrpc drops the request's own future when its deadline has passed or containerd has gone,
+/// and a verb cut in two would leave a process that nobody knows.
+async fn detached<T: Send + 'static>(
+    verb: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+) -> Result<T, TaskError> {
+    let done = tokio::spawn(verb).await;
+    done.map_err(|e| TaskError::Io { what: "run the verb".into(), source: e.into() })?
+}
+
 fn status(process: &Process) -> Status {
     match process.state() {
         State::Created | State::CreatedCheckpoint => Status::CREATED,
@@ -72,23 +81,30 @@ impl Task for TaskService {
     }
 
     async fn create(&self, _: &TtrpcContext, req: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
-        let pid = create::create(&self.pod, req).await?;
+        let pod = self.pod.clone();
+        let pid = detached(async move { create::create(&pod, req).await }).await?;
         Ok(CreateTaskResponse { pid: pid.cast_unsigned(), ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, req: StartRequest) -> TtrpcResult<StartResponse> {
         let container = self.pod.container(&req.id)?;
-        let pid = if req.exec_id.is_empty() {
-            start::start(&self.pod, &container).await?
-        } else {
-            exec::start(&self.pod, &container, &req.exec_id).await?
-        };
+        let pod = self.pod.clone();
+        let pid = detached(async move {
+            if req.exec_id.is_empty() {
+                start::start(&pod, &container).await
+            } else {
+                exec::start(&pod, &container, &req.exec_id).await
+            }
+        })
+        .await?;
         Ok(StartResponse { pid: pid.cast_unsigned(), ..Default::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> TtrpcResult<DeleteResponse> {
         let container = self.pod.container(&req.id)?;
-        let (pid, exit) = delete::delete(&self.pod, &container, &req.exec_id).await?;
+        let pod = self.pod.clone();
+        let deleted = detached(async move { delete::delete(&pod, &container, &req.exec_id).await });
+        let (pid, exit) = deleted.await?;
         Ok(DeleteResponse {
             pid: pid.cast_unsigned(),
             exit_status: exit.code,
@@ -126,7 +142,11 @@ impl Task for TaskService {
 
     async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> TtrpcResult<Empty> {
         let container = self.pod.container(&req.id)?;
-        checkpoint::checkpoint(&self.pod, &container, &req.path, req.options.as_ref()).await?;
+        let pod = self.pod.clone();
+        detached(
+            async move { checkpoint::checkpoint(&pod, &container, &req.path, req.options.as_ref()).await },
+        )
+        .await?;
         Ok(Empty::new())
     }
 
@@ -199,6 +219,7 @@ impl Task for TaskService {
         // containerd asks after every delete; only the last container ends the shim.
         if self.pod.is_empty() {
             info!("the last container is gone, the shim ends");
+            self.pod.events.flush().await;
             self.exit.signal();
         } else {
             debug!("shutdown asked while containers are left");

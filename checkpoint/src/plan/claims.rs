@@ -47,10 +47,11 @@ struct Allowed {
     ambient: u64,
     no_new_privs: bool,
     seccomp: bool,
+    confined: bool,
 }
 
 impl Allowed {
-    fn by(spec: &Spec, process: &Process) -> Self {
+    fn by(spec: &Spec, process: &Process, confined: bool) -> Self {
         let user = process.user();
         let set = |set: fn(&LinuxCapabilities) -> &Option<oci_spec::runtime::Capabilities>| {
             process.capabilities().as_ref().and_then(|all| set(all).as_ref()).map_or(0, bits)
@@ -68,6 +69,7 @@ impl Allowed {
             ambient: set(LinuxCapabilities::ambient),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             seccomp: spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()),
+            confined,
         }
     }
 
@@ -103,13 +105,24 @@ impl Allowed {
         if self.seccomp && claims.seccomp_mode != SECCOMP_FILTER {
             faults.push(Held::NoSeccomp);
         }
+        let unconfined = matches!(claims.lsm_profile.as_deref(), None | Some("" | "unconfined"));
+        if self.confined && unconfined {
+            faults.push(Held::Unconfined);
+        }
         faults
     }
 }
 
-/// Adds a reason for everything that threads have and may not have; equal ones of many threads become one.
-pub(super) fn check(threads: &[Claims], spec: &Spec, process: &Process, reasons: &mut Vec<Reason>) {
-    let allowed = Allowed::by(spec, process);
+/// Adds a reason for everything that threads have and may not have; equal ones of many threads become one. With
+/// `confined` the new container demands a profile of a security module.
+pub(super) fn check(
+    threads: &[Claims],
+    spec: &Spec,
+    process: &Process,
+    confined: bool,
+    reasons: &mut Vec<Reason>,
+) {
+    let allowed = Allowed::by(spec, process, confined);
     let mut order = Vec::new();
     let mut seen: HashMap<Held, Who> = HashMap::new();
     for thread in threads {

@@ -15,19 +15,6 @@ pub enum Lsm {
     Selinux,
     /// AppArmor.
     Apparmor,
-    /// One that thaw does not know.
-    Other(u32),
-}
-
-impl From<u32> for Lsm {
-    fn from(number: u32) -> Self {
-        match number {
-            0 => Self::None,
-            1 => Self::Selinux,
-            2 => Self::Apparmor,
-            other => Self::Other(other),
-        }
-    }
 }
 
 /// The node on which the container shall run.

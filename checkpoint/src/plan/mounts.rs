@@ -4,27 +4,27 @@
 //! CRIU mounts what the images say, with the flags they say; only the sources of external mounts come from outside.
 //! So each mount must have its counterpart in the spec, of the same kind and at least as restricted, or be one that
 //! merely hides or protects something in /proc or /sys. No mount may cover another one: what is hidden could be the
-//! very mount that hides something.
+//! very mount that hides something. What CRIU may bind from what is the matter of [`binds`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::{Frozen, FrozenMount, Host, Mountpoint, NewContainer, Plan, Reason, normal};
+use super::{Frozen, FrozenMount, Host, Mountpoint, NewContainer, Plan, Reason, binds, normal};
 
 /// What hides a file. Source: runc libcontainer/rootfs_linux.go, maskPath.
-const NULL: &str = "/dev/null";
+pub(super) const NULL: &str = "/dev/null";
 /// Mount options that restrict, with their `MS_*` flag. Source: Linux include/uapi/linux/mount.h.
 const RESTRICTIONS: [(&str, u32); 4] = [("ro", READ_ONLY), ("nosuid", 2), ("nodev", 4), ("noexec", 8)];
 /// `MS_RDONLY`.
-const READ_ONLY: u32 = 1;
+pub(super) const READ_ONLY: u32 = 1;
 
 /// File systems that a container's own mounts have. Source: CRIU images/mnt.proto, `fstype`.
-const PROC: u32 = 1;
-const SYSFS: u32 = 2;
-const TMPFS: u32 = 5;
-const DEVPTS: u32 = 6;
+pub(super) const PROC: u32 = 1;
+pub(super) const SYSFS: u32 = 2;
+pub(super) const TMPFS: u32 = 5;
+pub(super) const DEVPTS: u32 = 6;
 const CGROUP: u32 = 12;
 const MQUEUE: u32 = 14;
 const CGROUP2: u32 = 23;
@@ -41,9 +41,12 @@ pub(super) fn plan(
     let at: BTreeMap<PathBuf, &FrozenMount> =
         frozen.mounts.iter().map(|mount| (normal(&mount.mountpoint), mount)).collect();
     for mount in &frozen.mounts {
-        let judged = uncovered(mount, &at).and_then(|()| wanted.judge(mount, new, plan));
+        let judged = binds::plain(mount, frozen.terminal)
+            .and_then(|()| uncovered(mount, &at))
+            .and_then(|()| wanted.judge(mount, new, plan));
         reasons.extend(judged.err());
     }
+    binds::check(&frozen.mounts, reasons);
     let added = wanted.mounts.iter().filter(|(destination, _)| !at.contains_key(*destination));
     reasons.extend(added.map(|(_, mount)| Reason::MountAdded { destination: mount.destination().clone() }));
     hidden(new.spec, host, &at, reasons);
@@ -163,12 +166,7 @@ impl<'a> Wanted<'a> {
                         let same = normal(&mount.root) == below(&normal(wanted.destination()));
                         if same { Ok(()) } else { Err(Reason::MountGone { mountpoint }) }
                     }
-                    _ if self.terminal
-                        && mount.fstype == DEVPTS
-                        && mountpoint == Path::new("/dev/console") =>
-                    {
-                        Ok(())
-                    }
+                    _ if self.terminal && binds::is_console(mount) => Ok(()),
                     _ if protects && mount.fstype == TMPFS => Ok(()),
                     _ => Err(Reason::MountGone { mountpoint }),
                 }
@@ -197,7 +195,7 @@ fn uncovered(mount: &FrozenMount, at: &BTreeMap<PathBuf, &FrozenMount>) -> Resul
 }
 
 /// Whether a mount here can only take something away from the container.
-fn only_hides(mountpoint: &Path) -> bool {
+pub(super) fn only_hides(mountpoint: &Path) -> bool {
     let below = |top: &str| mountpoint.starts_with(top) && mountpoint != Path::new(top);
     below("/proc") || below("/sys")
 }
@@ -238,10 +236,14 @@ fn kind_name(fstype: u32) -> String {
 }
 
 fn restrictions(mount: &Mount) -> u32 {
-    let options = mount.options().iter().flatten();
+    let options = || mount.options().iter().flatten();
+    let flag =
+        |option: &str| RESTRICTIONS.iter().find(|(name, _)| *name == option).map_or(0, |(_, flag)| *flag);
+    // `rro` and its like hold for the mounts below as well, and the runtime sets them last.
+    let recursive =
+        options().filter_map(|option| option.strip_prefix('r')).fold(0, |flags, option| flags | flag(option));
     // A later option undoes an earlier one.
-    options.fold(0, |flags, option| {
-        let set = RESTRICTIONS.iter().find(|(name, _)| name == option).map_or(0, |(_, flag)| *flag);
+    let own = options().fold(0, |flags, option| {
         let unset = match option.as_str() {
             "rw" => READ_ONLY,
             "suid" => 2,
@@ -249,8 +251,9 @@ fn restrictions(mount: &Mount) -> u32 {
             "exec" => 8,
             _ => 0,
         };
-        (flags | set) & !unset
-    })
+        (flags | flag(option)) & !unset
+    });
+    own | recursive
 }
 
 fn restricted(mount: &FrozenMount, wanted: u32, mountpoint: PathBuf) -> Result<(), Reason> {

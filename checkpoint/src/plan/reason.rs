@@ -18,6 +18,14 @@ pub enum Reason {
     /// The spec describes no process.
     #[error("the new container's spec has no process")]
     NoProcess,
+    /// Hooks, which belong to a start.
+    #[error(
+        "the new container's spec has OCI hooks ({lists}), which a restore cannot run: take away what adds them (a runtime class, a device plugin), or start the container afresh"
+    )]
+    Hooks {
+        /// `prestart, poststop`.
+        lists: String,
+    },
     /// A terminal on one side only.
     #[error(
         "the container had {} when frozen: set `tty: {frozen}` in the pod", if *frozen { "a terminal" } else { "no terminal" }
@@ -99,6 +107,16 @@ pub enum Reason {
     MountCovered {
         /// Where.
         mountpoint: PathBuf,
+    },
+    /// A mount from which CRIU would make something else than was there.
+    #[error("the mount at {mountpoint:?} {problem}, which cannot be restored: {advice}")]
+    MountUnsafe {
+        /// Where.
+        mountpoint: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// A mount is less restricted than the spec wants it.
     #[error(
@@ -186,6 +204,8 @@ pub enum Held {
     NewPrivileges,
     /// It runs without a seccomp filter.
     NoSeccomp,
+    /// It runs without a profile of the security module.
+    Unconfined,
 }
 
 /// The threads that have it.
@@ -245,6 +265,9 @@ impl fmt::Display for Held {
             ),
             Self::NoSeccomp => f.write_str(
                 "ran without a seccomp filter, which the new container demands: set `seccompProfile` as it was",
+            ),
+            Self::Unconfined => f.write_str(
+                "ran without an AppArmor/SELinux profile, which the new container demands: set `appArmorProfile`, `seLinuxOptions` and `privileged` as they were",
             ),
         }
     }

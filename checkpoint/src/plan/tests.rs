@@ -45,6 +45,8 @@ fn mount(id: u32, mountpoint: &str, fstype: u32, flags: u32, ext_key: Option<&st
         root: "/".into(),
         fstype,
         flags,
+        root_dev: 100 + id,
+        deleted: false,
         ext_key: ext_key.map(Into::into),
     }
 }
@@ -74,9 +76,19 @@ fn frozen() -> Frozen {
             mount(4, "/sys", 2, 15, None),
             mount(5, "/etc/hosts", 0, 0, Some("/etc/hosts")),
             mount(6, "/run/secrets", 0, 1, Some("/run/secrets")),
-            FrozenMount { parent: 2, ..mount(7, "/proc/kcore", 5, 2, Some("/dev/null")) },
+            FrozenMount {
+                parent: 2,
+                root: "/null".into(),
+                root_dev: 103,
+                ..mount(7, "/proc/kcore", 5, 2, Some("/dev/null"))
+            },
             FrozenMount { parent: 2, ..mount(8, "/proc/scsi", 5, 1, None) },
-            FrozenMount { parent: 2, root: "/bus".into(), ..mount(9, "/proc/bus", 1, 15, None) },
+            FrozenMount {
+                parent: 2,
+                root: "/bus".into(),
+                root_dev: 102,
+                ..mount(9, "/proc/bus", 1, 15, None)
+            },
         ],
         network_key: Some("extRootNetNS".into()),
         pid_key: None,
@@ -171,6 +183,138 @@ fn a_mount_must_be_as_restricted_as_the_spec_wants_it() {
 }
 
 #[test]
+fn a_recursive_restriction_of_the_spec_counts() {
+    refused("\"/etc/hosts\" must be ro in", |_, spec| {
+        spec["mounts"][3]["options"] = json!(["rbind", "rro", "rw"]);
+    });
+}
+
+#[test]
+fn a_mount_must_say_plainly_what_it_shows() {
+    let refused = |part: &str, change: fn(&mut Frozen)| {
+        let reasons = reasons(|frozen, _| change(frozen));
+        let found = |reason: &String| reason.contains(part) && reason.contains("which cannot be restored");
+        assert!(reasons.iter().any(found), "{part}: {reasons:#?}");
+    };
+    for path in ["/a/../etc/hosts", "/etc/./hosts", "/etc//hosts", "/etc/hosts/", "etc/hosts", ""] {
+        let reasons = reasons(|frozen, _| frozen.mounts[4].mountpoint = path.into());
+        assert!(reasons.iter().any(|reason| reason.contains("not plain")), "{path}: {reasons:#?}");
+    }
+    refused("not plain", |frozen| frozen.mounts[8].root = "/x/../bus".into());
+    refused("something deleted", |frozen| frozen.mounts[5].deleted = true);
+    refused("\"/dev\" shows only a part", |frozen| frozen.mounts[2].root = "/1".into());
+    refused("\"/proc/scsi\" shows only a part", |frozen| frozen.mounts[7].root = "/1".into());
+}
+
+#[test]
+fn mounts_of_one_file_system_must_be_those_that_runtimes_make() {
+    let shared = |first: usize, second: usize| {
+        refused("has the file system of the one at", |frozen, _| {
+            frozen.mounts[first].root_dev = frozen.mounts[second].root_dev;
+        });
+    };
+    // The root with a volume, a lid with a volume, /dev with /sys, a lid with /dev, /proc with the root.
+    for (first, second) in [(4, 0), (7, 5), (2, 3), (7, 2), (1, 0)] {
+        shared(first, second);
+    }
+    let lid = |frozen: &mut Frozen| {
+        frozen.mounts.push(FrozenMount {
+            parent: 2,
+            root_dev: frozen.mounts[7].root_dev,
+            ..mount(20, "/proc/acpi", 5, 1, None)
+        });
+    };
+    allowed(|frozen, _| lid(frozen));
+    refused("has the file system of the one at", |frozen, _| {
+        lid(frozen);
+        frozen.mounts[2].root_dev = frozen.mounts[9].root_dev;
+    });
+    let views = |frozen: &mut Frozen| frozen.mounts[5].root_dev = frozen.mounts[4].root_dev;
+    allowed(|frozen, _| views(frozen));
+}
+
+#[test]
+fn the_terminal_is_a_part_of_the_containers_own_terminals() {
+    let prepare = |frozen: &mut Frozen, spec: &mut Value, console_dev| {
+        frozen.terminal = true;
+        process(spec)["terminal"] = true.into();
+        let devpts = json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts" });
+        spec["mounts"].as_array_mut().unwrap().push(devpts);
+        frozen.mounts.push(FrozenMount { parent: 3, ..mount(20, "/dev/pts", 6, 0, None) });
+        let console = mount(21, "/dev/console", 6, 0, None);
+        frozen.mounts.push(FrozenMount { parent: 3, root: "/0".into(), root_dev: console_dev, ..console });
+    };
+    allowed(|frozen, spec| prepare(frozen, spec, 120));
+    refused("has the file system of the one at", |frozen, spec| prepare(frozen, spec, 103));
+}
+
+#[test]
+fn two_read_only_views_of_one_volume_are_refused() {
+    let prepare = |frozen: &mut Frozen, spec: &mut Value, root: &str| {
+        let volume =
+            json!({ "destination": "/data", "type": "bind", "source": "/new/data", "options": ["ro"] });
+        spec["mounts"].as_array_mut().unwrap().push(volume);
+        frozen.mounts[5].root = "/volume".into();
+        frozen.mounts.push(FrozenMount {
+            root: root.into(),
+            root_dev: 106,
+            ..mount(20, "/data", 0, 0x8_0001, Some("/data"))
+        });
+    };
+    refused("mount the volume only once", |frozen, spec| prepare(frozen, spec, "/volume/part"));
+    refused("mount the volume only once", |frozen, spec| prepare(frozen, spec, "/volume"));
+    allowed(|frozen, spec| prepare(frozen, spec, "/volume-2"));
+}
+
+#[test]
+fn the_mounts_of_a_real_container_are_allowed() {
+    let (mut frozen, mut spec) = (frozen(), spec());
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.truncate(3);
+    for (destination, kind) in
+        [("/dev/pts", "devpts"), ("/dev/shm", "tmpfs"), ("/dev/mqueue", "mqueue"), ("/run", "tmpfs")]
+    {
+        mounts.push(json!({ "destination": destination, "type": kind, "source": kind }));
+    }
+    mounts.push(json!({ "destination": "/prog.py", "type": "bind", "source": "/p", "options": ["ro"] }));
+    // Source: what CRIU 4.2 wrote of a container of runc 1.3.
+    frozen.mounts = [
+        (328, 400, 5, 0x8c, "/", "/sys/firmware", 0x20_0001, None),
+        (326, 395, 5, 0x87, "/null", "/proc/keys", 0x100_0002, Some("/dev/null")),
+        (327, 395, 5, 0x87, "/null", "/proc/kcore", 0x100_0002, Some("/dev/null")),
+        (325, 395, 5, 0x8c, "/", "/proc/scsi", 0x20_0001, None),
+        (324, 395, 1, 0x86, "/sys", "/proc/sys", 0x20_000f, None),
+        (300, 395, 1, 0x86, "/bus", "/proc/bus", 0x20_000f, None),
+        (402, 393, 5, 0x4d, "/prog.py", "/prog.py", 0x28_0001, Some("/prog.py")),
+        (401, 393, 5, 0x8b, "/", "/run", 0x100_0002, None),
+        (400, 393, 2, 0x8a, "/", "/sys", 0x20_000f, None),
+        (399, 396, 14, 0x83, "/", "/dev/mqueue", 0x20_000e, None),
+        (398, 396, 5, 0x89, "/", "/dev/shm", 0x20_000e, None),
+        (397, 396, 6, 0x88, "/", "/dev/pts", 0x20_000a, None),
+        (396, 393, 5, 0x87, "/", "/dev", 0x100_0002, None),
+        (395, 393, 1, 0x86, "/", "/proc", 0x20_000e, None),
+        (393, 298, 17, 0x68, "/", "/", 0x20_0000, None),
+    ]
+    .map(|(id, parent, fstype, root_dev, root, mountpoint, flags, key)| FrozenMount {
+        parent,
+        root_dev,
+        root: root.into(),
+        ..mount(id, mountpoint, fstype, flags, key)
+    })
+    .into();
+    assert_eq!(run(&frozen, &spec, &host()).map(|plan| plan.external_mounts.len()), Ok(2));
+}
+
+#[test]
+fn hooks_are_refused_and_empty_lists_of_them_are_not() {
+    refused("OCI hooks (prestart, poststop)", |_, spec| {
+        let hook = json!([{ "path": "/bin/true" }]);
+        spec["hooks"] = json!({ "prestart": hook, "poststop": hook, "poststart": [] });
+    });
+    allowed(|_, spec| spec["hooks"] = json!({ "createRuntime": [] }));
+}
+
+#[test]
 fn what_the_spec_hides_must_be_hidden() {
     refused("\"/proc/kcore\" must be hidden", |frozen, _| drop(frozen.mounts.remove(6)));
     refused("\"/proc/scsi\" must be hidden", |frozen, _| drop(frozen.mounts.remove(7)));
@@ -181,16 +325,22 @@ fn what_the_spec_hides_must_be_hidden() {
 
 #[test]
 fn a_trick_does_not_uncover_what_is_hidden() {
-    let shown =
-        |id, path: &str| FrozenMount { parent: 8, root: path[5..].into(), ..mount(id, path, 1, 15, None) };
+    let shown = |id, path: &str| FrozenMount {
+        parent: 8,
+        root: path[5..].into(),
+        root_dev: 102,
+        ..mount(id, path, 1, 15, None)
+    };
     let more = |frozen: &mut Frozen, mount| frozen.mounts.push(mount);
     refused("\"/proc/scsi/scsi\"", |frozen, _| more(frozen, shown(20, "/proc/scsi/scsi")));
     assert!(
         !reasons(|frozen, _| more(frozen, FrozenMount { parent: 2, ..shown(20, "/proc/kcore") })).is_empty()
     );
     refused("one mount covered another", |frozen, _| frozen.mounts[6].parent = 1);
-    refused("\"/proc/bus\"", |frozen, _| frozen.mounts[8].root = "/".into());
-    refused("\"/proc\" was proc", |frozen, _| frozen.mounts[1].root = "/1".into());
+    refused("\"/proc/bus\"", |frozen, _| {
+        (frozen.mounts[8].root, frozen.mounts[8].root_dev) = ("/".into(), 30);
+    });
+    assert!(reasons(|frozen, _| frozen.mounts[1].root = "/1".into())[0].contains("\"/proc\" was proc"));
     assert_eq!(reasons(|frozen, _| frozen.mounts[8].flags = 14).len(), 2);
     refused("the images mount \"/dev/null\" at \"/etc/passwd\"", |frozen, _| {
         more(frozen, mount(20, "/etc/passwd", 5, 0, Some("/dev/null")));
@@ -323,6 +473,13 @@ fn a_security_module_that_cannot_be_applied_is_a_reason() {
     let Refused(reasons) = run(&frozen, &spec, &host).unwrap_err();
     assert!(matches!(&reasons[..], [Reason::Lsm { module: "apparmor", .. }]), "{reasons:?}");
     frozen.lsm = Lsm::Apparmor;
+    for unconfined in [None, Some(String::new()), Some("unconfined".to_owned())] {
+        frozen.threads = vec![Claims { lsm_profile: unconfined, ..thread() }; 2];
+        let Refused(reasons) = run(&frozen, &spec, &host).unwrap_err();
+        let [Reason::Claim { who, held: Held::Unconfined }] = &reasons[..] else { panic!("{reasons:?}") };
+        assert_eq!(who.threads, 2);
+    }
+    frozen.threads = vec![Claims { lsm_profile: Some("old".into()), ..thread() }];
     let profile = run(&frozen, &spec, &host).unwrap().lsm_profile;
     assert_eq!(profile.as_deref(), Some("apparmor:cri-containerd.apparmor.d"));
 }

@@ -203,9 +203,7 @@ impl Writer<'_> {
             .and_then(|()| self.manifest.sync_all())
             .and_then(|()| Ok(rustix::fs::fsync(&self.dir)?))
             .map_err(failed("write the manifest of"))?;
-        rustix::fs::renameat(&self.parent, format!("{TEMPORARY}{}", self.id), &self.parent, self.id.as_str())
-            .map_err(|error| failed("rename")(error.into()))?;
-        self.published = true;
+        self.name().map_err(failed("rename"))?;
         let durable = || {
             rustix::fs::fsync(&self.parent)?;
             let namespace = self.relative.parent().unwrap_or(&self.relative);
@@ -215,6 +213,16 @@ impl Writer<'_> {
         };
         durable().map_err(failed("write the directory of"))?;
         Ok(self.root.path.join(&self.relative).join(self.id.as_str()))
+    }
+
+    /// Gives the directory its final name; from then on it can be restored, so the lock goes at once.
+    fn name(&mut self) -> io::Result<()> {
+        let name = self.id.as_str();
+        rustix::fs::renameat(&self.parent, format!("{TEMPORARY}{name}"), &self.parent, name)?;
+        self.published = true;
+        // If this fails the lock goes with the file.
+        let _ = rustix::fs::flock(&self.manifest, FlockOperation::Unlock);
+        Ok(())
     }
 }
 
@@ -301,5 +309,28 @@ impl ContainerWriter {
 impl AsFd for ContainerWriter {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::manifest::example;
+
+    #[test]
+    fn a_checkpoint_can_be_restored_as_soon_as_it_has_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { roots: vec![root.path().to_owned()], ..Config::default() };
+        let store = Store::create(&config).unwrap();
+        let id = CheckpointId::new(time::macros::datetime!(2026-11-22 18:15 UTC), 1);
+        let lineage: Lineage = "trainer".parse().unwrap();
+        let mut writer = store.begin("team", &lineage, id.clone()).unwrap();
+        writer.manifest.write_all(&example("team", "trainer", id.clone()).to_json()).unwrap();
+        writer.name().unwrap();
+        // The writer still lives, as it does while it makes the name durable.
+        let found = store.resolve("team", &lineage, &"latest".parse().unwrap()).unwrap();
+        assert_eq!(*found.id(), id);
+        drop(writer);
     }
 }

@@ -77,7 +77,7 @@ fn restored(pid: i32) -> CriuResp {
 fn with_peer(script: impl FnOnce(Peer) + Send + 'static) -> (Session, thread::JoinHandle<()>) {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-    (Session::new(ours, 1), thread::spawn(move || script(Peer(theirs))))
+    (Session::new(ours, 1, None), thread::spawn(move || script(Peer(theirs))))
 }
 
 fn directories() -> (TempDir, RestoreOptions) {

@@ -54,6 +54,16 @@ impl Copies {
     }
 }
 
+/// Reads a file, or all files of a directory, so that they are in the page cache.
+pub(crate) fn warm(path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        return walk(path, &mut |file, _| warm(file));
+    }
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let read = std::io::copy(&mut file, &mut std::io::sink());
+    read.map(drop).with_context(|| format!("cannot read {}", path.display()))
+}
+
 /// The bytes of all files in a directory, 0 where there is none.
 pub(crate) fn size(dir: &Path) -> u64 {
     let mut size = 0;
