@@ -41,14 +41,14 @@ pub(crate) async fn delete(
     process.state().delete()?;
     let exit = process.exit().unwrap_or_else(Exit::killed);
     if !exec_id.is_empty() {
-        process.io.shutdown().await;
+        process.io().shutdown().await;
         container.remove_exec(exec_id);
         return Ok((process.pid(), exit));
     }
     if process.pid() != 0 {
         container.oci.delete(true).await?;
     }
-    process.io.shutdown().await;
+    process.io().shutdown().await;
     container.unmount();
     pod.remove(&container.id);
     members::forget(&pod.bundle, &container.id);

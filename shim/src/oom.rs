@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use containerd_shim_protos::events::task::TaskOOM;
-use log::warn;
+use log::debug;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
@@ -37,7 +37,7 @@ pub(crate) fn watch(pod: &Arc<Pod>, container: &Arc<Container>) {
             _ = container.init.wait() => Ok(()),
         };
         if let Err(e) = watched {
-            warn!("OOM kills of container {} are not watched: {e}", container.id);
+            debug!("OOM kills of container {} are not watched: {e}", container.id);
         }
     });
 }

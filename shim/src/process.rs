@@ -21,8 +21,6 @@ pub(crate) struct Process {
     pub(crate) exec_id: String,
     /// The streams that containerd asked for: fifo paths, and whether there is a terminal.
     pub(crate) stdio: Stdio,
-    /// The copies between those fifos and the process.
-    pub(crate) io: IoTasks,
     standing: Mutex<Standing>,
     exited: watch::Sender<Option<Exit>>,
 }
@@ -32,6 +30,7 @@ struct Standing {
     pid: i32,
     /// The process itself: its pid may be another's once its exit is reaped.
     pidfd: Option<OwnedFd>,
+    io: IoTasks,
     console: Option<File>,
 }
 
@@ -41,8 +40,13 @@ impl Process {
         Self {
             exec_id: exec_id.to_owned(),
             stdio,
-            io: IoTasks::default(),
-            standing: Mutex::new(Standing { state, pid: 0, pidfd: None, console: None }),
+            standing: Mutex::new(Standing {
+                state,
+                pid: 0,
+                pidfd: None,
+                io: IoTasks::default(),
+                console: None,
+            }),
             exited: watch::Sender::new(None),
         }
     }
@@ -108,6 +112,18 @@ impl Process {
         let Some(console) = &standing.console else { return Ok(()) };
         let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(console, size).map_err(Into::into)
+    }
+
+    /// Ends the copies of an attempt that failed, for another one: two would share the input.
+    pub(crate) async fn renew_io(&self) {
+        let fresh = self.io().renew();
+        self.io().abort().await;
+        self.standing().io = fresh;
+    }
+
+    /// The copies between containerd's fifos and the process.
+    pub(crate) fn io(&self) -> IoTasks {
+        self.standing().io.clone()
     }
 
     /// Records the exit, once, and wakes all waiters.

@@ -105,7 +105,7 @@ impl Prepared {
 /// [`TaskError::Restore`]; nothing is left then.
 pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<i32, TaskError> {
     let stdio = RestoredStdio::new(&container.init.stdio, container.io_owner)?;
-    let theirs = stdio.attach(&container.init.stdio, &container.init.io)?;
+    let theirs = stdio.attach(&container.init.stdio, &container.init.io())?;
     let criu_exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let job = {
         let (container, prepared) = (container.clone(), prepared.clone());

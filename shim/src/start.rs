@@ -60,11 +60,12 @@ async fn resume(
         Err(e) if prepared.source.if_failed == Otherwise::Start && !container.restoring.was_killed() => {
             warn!("container {} starts normally, as thaw.dev/if-failed says: {e}", container.id);
             container.remount().await?;
+            container.init.renew_io().await;
             create_process(pod, container).await?;
             container.oci.start().await
         }
         Err(e) => {
-            container.init.io.abort().await;
+            container.init.io().abort().await;
             container.init.set_exited(Exit::killed());
             Err(e)
         }

@@ -89,7 +89,7 @@ impl Io for Streams {
 }
 
 fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), TaskError> {
-    let (stdio, io) = (&process.stdio, &process.io);
+    let (stdio, io) = (&process.stdio, process.io());
     let failed = |e| TaskError::shim("open containerd's stdio fifos", e);
     if let (false, Some(to)) = (stdio.stdin.is_empty(), pipes.stdin()) {
         io.copy_from_fifo(&stdio.stdin, to).map_err(failed)?;
@@ -108,7 +108,7 @@ fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), TaskError> {
 /// # Errors
 /// When containerd's fifos cannot be opened.
 pub(crate) fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), TaskError> {
-    let (stdio, io) = (&process.stdio, &process.io);
+    let (stdio, io) = (&process.stdio, process.io());
     let failed = |e| TaskError::shim("open containerd's terminal fifos", e);
     let console = std::fs::File::from(master);
     let copy = console.try_clone().map_err(TaskError::io("share the terminal"))?;

@@ -174,7 +174,7 @@ impl Task for TaskService {
     async fn close_io(&self, _: &TtrpcContext, req: CloseIORequest) -> TtrpcResult<Empty> {
         let process = self.pod.container(&req.id)?.process(&req.exec_id)?;
         if req.stdin {
-            process.io.close_input();
+            process.io().close_input();
         }
         Ok(Empty::new())
     }

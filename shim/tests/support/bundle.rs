@@ -143,11 +143,6 @@ impl Bundle {
     pub(crate) fn restore_dir(&self) -> PathBuf {
         self.dir.join("restore")
     }
-
-    /// What the shim has logged, if this bundle is the one that it was started in.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
-    }
 }
 
 /// Source: containerd `internal/cri/annotations/annotations.go`.
