@@ -15,6 +15,7 @@ mod support;
 mod criu;
 mod fallback;
 mod kill;
+mod place;
 mod pod;
 mod refuse;
 mod restored;
