@@ -99,7 +99,7 @@ impl Prepared {
     }
 }
 
-/// Restores the container's processes; returns the pid of the init, whose exit `exits` will tell.
+/// Restores the container's processes; returns the pid of the init, whose exits the caller has subscribed to before.
 ///
 /// # Errors
 /// [`TaskError::Restore`]; nothing is left then.
