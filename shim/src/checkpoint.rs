@@ -99,7 +99,8 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
     options.ext_unix_sk = true;
     options.shell_job = container.init.stdio.terminal;
     options.orphan_pts_master = true;
-    options.manage_cgroups = ManageCgroups::Ignore;
+    // As runc dumps: what other tools restore from these images needs the properties of the cgroups.
+    options.manage_cgroups = ManageCgroups::Soft;
     options.freeze_cgroup = cgroups.get("freezer").or_else(|| cgroups.get("")).cloned();
     let binds = bind_mountpoints(&container.spec, &container.bundle.join("rootfs"))
         .map_err(|e| failed("finding its mounts")(full(&e)))?;
