@@ -3,7 +3,7 @@
 //! program's work for every container: the state file that `runc create` would have left.
 //!
 //! Source: runc 1.3 `libcontainer/container_linux.go` (State, BaseState), `configs/config.go` (Config). Only what
-//! those commands read is written; the fields are the same from runc 1.1 to 1.5.
+//! those commands read is written. The fields were read in runc 1.2 to 1.5 and run with 1.3.6.
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,13 +18,13 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use procfs::process::{MountInfo, Process as ProcFs};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
-use rustix::fs::{Mode, OFlags};
 
 use crate::container::Container;
 use crate::create::blocking;
 use crate::error::{TaskError, full};
 use crate::pod::Pod;
 use crate::reaper::Exits;
+use crate::rewrite::open_dir;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 
 /// How long a dump may take. This only bounds a hang; it is bound by the disk, some 10 s per 1 GB on slow ones.
@@ -87,11 +87,8 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
         .and_then(|process| process.mountinfo())
         .map_err(|e| failed("reading its mounts")(full(&e)))?;
     let cgroups = crate::cgroup::paths(pid)?;
-    let open = |path: &Path| {
-        open_dir(path).map_err(|e| failed("opening the directory")(format!("{}: {e}", path.display())))
-    };
 
-    let mut options = DumpOptions::new(pid, open(images)?, open(work)?);
+    let mut options = DumpOptions::new(pid, open_dir(images)?, open_dir(work)?);
     options.root = Some(container.bundle.join("rootfs"));
     options.leave_running = !exit;
     options.tcp = Tcp::Established;
@@ -147,7 +144,7 @@ const FRESH: [&str; 6] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup2
 
 /// Where the spec's binds are mounted: the runtime resolves links of the image on the way.
 fn bind_mountpoints(spec: &Spec, rootfs: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
-    let resolved = resolve_destinations(spec, open_dir(rootfs)?.as_fd())?;
+    let resolved = resolve_destinations(spec, open_dir(rootfs).map_err(std::io::Error::other)?.as_fd())?;
     let binds = spec.mounts().iter().flatten().filter(|mount| {
         let bind = |option: &String| option == "bind" || option == "rbind";
         mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind)
@@ -193,10 +190,6 @@ fn inherited_layer(container: &Container, images: &Path) -> Result<(), String> {
     let dir = open_dir(rootfs).map_err(|e| full(&e))?;
     let file = std::fs::File::create_new(images.join(layer::INHERITED_LAYER)).map_err(|e| full(&e))?;
     layer::write(dir.as_fd(), std::io::BufWriter::new(file)).map_err(|e| full(&e))
-}
-
-fn open_dir(path: &Path) -> std::io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 #[cfg(test)]

@@ -11,21 +11,20 @@ use crate::error::TaskError;
 use crate::reaper::Exit;
 use crate::state::State;
 
-/// Sends `signal` to a process, or to `all` of the container. A restore in progress is ended.
+/// Sends the signal `number` to a process, or to `all` of the container. A restore in progress is ended.
 ///
 /// # Errors
 /// [`TaskError::NotFound`] for a process that has exited, as containerd expects.
 pub(crate) async fn kill(
     container: &Arc<Container>,
     exec_id: &str,
-    signal: u32,
+    number: u32,
     all: bool,
 ) -> Result<(), TaskError> {
     let process = container.process(exec_id)?;
     let gone = || TaskError::NotFound(format!("a running process of container {}", container.id));
-    let signal_number = signal;
-    let signal = crate::signal::signal(signal)
-        .ok_or_else(|| TaskError::InvalidRequest(format!("signal {signal} is unknown")))?;
+    let signal = crate::signal::signal(number)
+        .ok_or_else(|| TaskError::InvalidRequest(format!("signal {number} is unknown")))?;
     if process.state() == State::Stopped {
         return Err(gone());
     }
@@ -40,7 +39,7 @@ pub(crate) async fn kill(
         }
     }
     if all && exec_id.is_empty() {
-        return container.oci.kill_all(signal_number).await;
+        return container.oci.kill_all(number).await;
     }
     match process.signal(signal) {
         Ok(()) => {}

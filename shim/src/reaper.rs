@@ -52,36 +52,22 @@ impl Exit {
 }
 
 /// The exits of children from the moment of its creation on.
-#[derive(Debug)]
-pub(crate) struct Exits {
-    subscription: Option<Subscription0>,
-}
-
-/// [`Subscription`] with a `Debug` that says nothing of the channel.
-struct Subscription0(Subscription);
-
-impl std::fmt::Debug for Subscription0 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Subscription").field(&self.0.id).finish()
-    }
-}
+pub(crate) struct Exits(Subscription);
 
 impl Exits {
     /// Starts to record exits.
     pub(crate) async fn subscribe() -> Result<Self, containerd_shim::Error> {
-        Ok(Self { subscription: Some(Subscription0(monitor_subscribe(Topic::Pid).await?)) })
+        monitor_subscribe(Topic::Pid).await.map(Self)
     }
 
     /// Waits for the exit of `pid`, which may already have happened.
     pub(crate) async fn of(mut self, pid: i32) -> Exit {
-        if let Some(Subscription0(subscription)) = self.subscription.as_mut() {
-            while let Some(event) = subscription.rx.recv().await {
-                if let Subject::Pid(exited) = event.subject
-                    && exited == pid
-                {
-                    let code = u32::try_from(event.exit_code).unwrap_or(255);
-                    return Exit { code, at: OffsetDateTime::now_utc() };
-                }
+        while let Some(event) = self.0.rx.recv().await {
+            if let Subject::Pid(exited) = event.subject
+                && exited == pid
+            {
+                let code = u32::try_from(event.exit_code).unwrap_or(255);
+                return Exit { code, at: OffsetDateTime::now_utc() };
             }
         }
         error!("the exit of process {pid} was lost: the reaper has gone");
@@ -91,14 +77,12 @@ impl Exits {
 
 impl Drop for Exits {
     fn drop(&mut self) {
-        if let Some(Subscription0(subscription)) = self.subscription.take()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(async move {
-                if let Err(e) = monitor_unsubscribe(subscription.id).await {
-                    error!("cannot unsubscribe from exits: {e}");
-                }
-            });
-        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let id = self.0.id;
+        runtime.spawn(async move {
+            if let Err(e) = monitor_unsubscribe(id).await {
+                error!("cannot unsubscribe from exits: {e}");
+            }
+        });
     }
 }

@@ -136,7 +136,11 @@ fn unreadable(error: criu_rpc::image::LoadError) -> TaskError {
     TaskError::Io { what: "read an image".into(), source: std::io::Error::other(error) }
 }
 
-fn open_dir(path: &Path) -> Result<OwnedFd, TaskError> {
+/// A directory for CRIU, by descriptor.
+///
+/// # Errors
+/// Names the path.
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, TaskError> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(TaskError::io(format!("open {}", path.display())))
 }
