@@ -3,7 +3,7 @@
 //!
 //! Invariant: a key or value that is not understood is an error and never ignored; all errors come at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::reference::{Lineage, LineageError, Reference, ReferenceError, is_dns_label, shortened};
@@ -20,11 +20,17 @@ pub const LINEAGE: &str = "thaw.dev/lineage";
 pub const IF_MISSING: &str = "thaw.dev/if-missing";
 /// What to do where the restore failed.
 pub const IF_FAILED: &str = "thaw.dev/if-failed";
+/// What becomes of sockets that are bound to the address of the pod that was frozen.
+pub const ADDRESS: &str = "thaw.dev/address";
+/// What becomes of established TCP connections.
+pub const TCP: &str = "thaw.dev/tcp";
+/// Which emptyDir volumes belong to the checkpoint.
+pub const VOLUMES: &str = "thaw.dev/volumes";
 /// Keys that only the node itself may set.
 pub const INTERNAL: &str = "thaw.dev/internal.";
 
 /// What an error lists as known.
-const KNOWN: &str = "thaw.dev/restore, thaw.dev/restore.<container>, thaw.dev/lineage, thaw.dev/if-missing, thaw.dev/if-failed";
+const KNOWN: &str = "thaw.dev/restore, thaw.dev/restore.<container>, thaw.dev/lineage, thaw.dev/if-missing, thaw.dev/if-failed, thaw.dev/address, thaw.dev/tcp, thaw.dev/volumes";
 
 /// What happens instead of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +39,28 @@ pub enum Otherwise {
     Start,
     /// The container does not start.
     Fail,
+}
+
+/// What becomes of sockets that are bound to the address of the pod that was frozen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Address {
+    /// They move to the new pod's address.
+    #[default]
+    Rewrite,
+    /// The new pod gets the old address as well.
+    Keep,
+}
+
+/// What becomes of TCP connections that were established when the pod was frozen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TcpConnections {
+    /// Those inside the pod go on, the others are closed.
+    #[default]
+    Auto,
+    /// All go on: the pod must have its old address.
+    Keep,
+    /// All are closed.
+    Close,
 }
 
 /// Which annotation asked for the restore.
@@ -65,6 +93,9 @@ pub struct PodOptions {
     lineage: Option<Lineage>,
     if_missing: Option<Otherwise>,
     if_failed: Option<Otherwise>,
+    address: Address,
+    tcp: TcpConnections,
+    volumes: BTreeSet<String>,
 }
 
 /// One annotation that thaw does not accept.
@@ -106,12 +137,22 @@ pub enum AnnotationError {
         /// The value, shortened.
         value: String,
     },
-    /// The value is not one of two words.
-    #[error("annotation {key:?}: {value:?} is not allowed: write start or fail")]
+    /// The value is not one of a few words.
+    #[error("annotation {key:?}: {value:?} is not allowed: write {allowed}")]
     Choice {
         /// The key.
-        key: String,
+        key: &'static str,
         /// The value, shortened.
+        value: String,
+        /// The words.
+        allowed: &'static str,
+    },
+    /// The value is not a list of volume names.
+    #[error(
+        "annotation {VOLUMES:?}: {value:?} is not the name of a volume: write the names of emptyDir volumes of the pod, separated by commas"
+    )]
+    Volume {
+        /// What stands in the place of a name, shortened.
         value: String,
     },
 }
@@ -154,8 +195,11 @@ impl PodOptions {
             RESTORE => self.restore = Some(reference()?),
             LINEAGE if is_dns_label(value) => self.lineage = value.parse().ok(),
             LINEAGE => return Err(AnnotationError::Lineage { value: shortened(value) }),
-            IF_MISSING => self.if_missing = Some(choice(key, value)?),
-            IF_FAILED => self.if_failed = Some(choice(key, value)?),
+            IF_MISSING => self.if_missing = Some(choice(IF_MISSING, value, "start or fail", OTHERWISE)?),
+            IF_FAILED => self.if_failed = Some(choice(IF_FAILED, value, "start or fail", OTHERWISE)?),
+            ADDRESS => self.address = choice(ADDRESS, value, "rewrite or keep", ADDRESSES)?,
+            TCP => self.tcp = choice(TCP, value, "auto, keep or close", CONNECTIONS)?,
+            VOLUMES => self.volumes = volumes(value)?,
             _ if key.starts_with(INTERNAL) => return Err(AnnotationError::Reserved { key: shortened(key) }),
             _ => match key.strip_prefix(RESTORE_CONTAINER) {
                 Some(container) if is_dns_label(container) => {
@@ -190,14 +234,55 @@ impl PodOptions {
     pub fn lineage(&self, pod_name: &str) -> Result<Lineage, LineageError> {
         self.lineage.clone().map_or_else(|| pod_name.parse(), Ok)
     }
+
+    /// What becomes of sockets bound to the old address: `thaw.dev/address`.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    /// What becomes of established connections: `thaw.dev/tcp`.
+    #[must_use]
+    pub fn tcp(&self) -> TcpConnections {
+        self.tcp
+    }
+
+    /// The emptyDir volumes that belong to the checkpoint: `thaw.dev/volumes`.
+    #[must_use]
+    pub fn volumes(&self) -> &BTreeSet<String> {
+        &self.volumes
+    }
 }
 
-fn choice(key: &str, value: &str) -> Result<Otherwise, AnnotationError> {
-    match value {
-        "start" => Ok(Otherwise::Start),
-        "fail" => Ok(Otherwise::Fail),
-        _ => Err(AnnotationError::Choice { key: key.to_owned(), value: shortened(value) }),
+/// A word, and what it means.
+type Word<T> = (&'static str, T);
+
+const OTHERWISE: &[Word<Otherwise>] = &[("start", Otherwise::Start), ("fail", Otherwise::Fail)];
+const ADDRESSES: &[Word<Address>] = &[("rewrite", Address::Rewrite), ("keep", Address::Keep)];
+const CONNECTIONS: &[Word<TcpConnections>] =
+    &[("auto", TcpConnections::Auto), ("keep", TcpConnections::Keep), ("close", TcpConnections::Close)];
+
+fn choice<T: Copy>(
+    key: &'static str,
+    value: &str,
+    allowed: &'static str,
+    words: &[Word<T>],
+) -> Result<T, AnnotationError> {
+    let found = words.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning);
+    found.ok_or_else(|| AnnotationError::Choice { key, value: shortened(value), allowed })
+}
+
+/// Names separated by commas, with blanks around them. No name at all is no volume.
+fn volumes(value: &str) -> Result<BTreeSet<String>, AnnotationError> {
+    if value.trim().is_empty() {
+        return Ok(BTreeSet::new());
     }
+    let name = |name: &str| {
+        let name = name.trim();
+        let bad = || AnnotationError::Volume { value: shortened(name) };
+        is_dns_label(name).then(|| name.to_owned()).ok_or_else(bad)
+    };
+    value.split(',').map(name).collect()
 }
 
 #[cfg(test)]

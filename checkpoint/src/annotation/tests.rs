@@ -84,10 +84,32 @@ fn every_bad_value_is_refused_with_key_value_and_what_is_allowed() {
         ("thaw.dev/if-missing", "ignore", "start or fail"),
         ("thaw.dev/if-missing", "", "start or fail"),
         ("thaw.dev/if-failed", "Start", "start or fail"),
+        ("thaw.dev/address", "move", "rewrite or keep"),
+        ("thaw.dev/tcp", "established", "auto, keep or close"),
+        ("thaw.dev/volumes", "a/b", "separated by commas"),
+        ("thaw.dev/volumes", "Scratch", "emptyDir"),
     ] {
         let error = error(key, value);
         assert!(error.contains(key) && error.contains(value) && error.contains(allowed), "{error}");
     }
+}
+
+#[test]
+fn sockets_connections_and_volumes_have_defaults_and_are_read() {
+    let options = parse(&[("thaw.dev/restore", "latest")]).unwrap();
+    assert_eq!((options.address(), options.tcp()), (Address::Rewrite, TcpConnections::Auto));
+    assert!(options.volumes().is_empty());
+    let options = parse(&[
+        ("thaw.dev/address", "keep"),
+        ("thaw.dev/tcp", "keep"),
+        ("thaw.dev/volumes", "scratch, cache,scratch"),
+    ])
+    .unwrap();
+    assert_eq!((options.address(), options.tcp()), (Address::Keep, TcpConnections::Keep));
+    assert_eq!(options.volumes().iter().collect::<Vec<_>>(), ["cache", "scratch"]);
+    assert_eq!(parse(&[("thaw.dev/tcp", "close")]).unwrap().tcp(), TcpConnections::Close);
+    assert!(parse(&[("thaw.dev/volumes", " ")]).unwrap().volumes().is_empty());
+    assert!(parse(&[("thaw.dev/volumes", "a,,b")]).is_err());
 }
 
 #[test]
