@@ -16,21 +16,18 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 
-use crate::name::{Name, NameError};
+use crate::name::{Name, NameArguments, NameError};
 use crate::processes::{Process, Processes};
-use crate::store::{StoreArguments, StoreError};
+use crate::store::StoreError;
 
 /// Show what a checkpoint holds: pod, containers, images, processes and what they claim
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Inspect {
-    /// NAMESPACE/LINEAGE/ID or NAMESPACE/LINEAGE/latest, or an id alone
-    #[arg(value_name = "CHECKPOINT")]
-    pub(crate) checkpoint: String,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) store: StoreArguments,
+    pub(crate) name: NameArguments,
 }
 
 /// The checkpoint cannot be shown, or not be used.
@@ -62,8 +59,8 @@ struct Shown<'a> {
 
 impl Inspect {
     pub(crate) fn run(&self, out: &mut dyn Write) -> Result<(), InspectError> {
-        let store = self.store.open()?;
-        let checkpoint = Name::find(&self.checkpoint, &store)?.open(&store)?;
+        let store = self.name.store.open()?;
+        let checkpoint = Name::find(&self.name.checkpoint, &store)?.open(&store)?;
         if self.json {
             return json(&checkpoint, out);
         }
@@ -187,14 +184,18 @@ mod tests {
     use super::*;
     use crate::fixture::{Fixture, plain};
 
-    fn run(fixture: &Fixture, inspect: Inspect) -> (String, Result<(), InspectError>) {
+    fn run(fixture: &Fixture, mut inspect: Inspect) -> (String, Result<(), InspectError>) {
         let mut out = Vec::new();
-        let result = Inspect { store: fixture.store(), ..inspect }.run(&mut out);
+        inspect.name.store = fixture.store();
+        let result = inspect.run(&mut out);
         (String::from_utf8(out).unwrap(), result)
     }
 
     fn named(checkpoint: &str) -> Inspect {
-        Inspect { checkpoint: checkpoint.to_owned(), ..Inspect::default() }
+        Inspect {
+            name: NameArguments { checkpoint: checkpoint.to_owned(), ..NameArguments::default() },
+            ..Inspect::default()
+        }
     }
 
     #[test]

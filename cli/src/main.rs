@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `thaw`, the command that people type: looks after the checkpoints that pods resume from.
 //!
-//! One module for each verb. It only works on the store; what runs is the business of the shim.
+//! One module for each verb. It works on the store and on the node's configuration; what runs is the business of the shim.
 //! Exit status: 0 done, 1 failed (the reason is on standard error), 2 the command line makes no sense.
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod inspect;
 mod list;
 mod man;
 mod name;
+mod node;
 mod processes;
 mod rm;
 mod store;
@@ -43,6 +44,7 @@ enum Verb {
     List(list::List),
     Inspect(inspect::Inspect),
     Rm(rm::Rm),
+    Node(node::Node),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -61,6 +63,7 @@ fn run(verb: &Verb) -> Result<(), Box<dyn Error>> {
         Verb::List(list) => list.run(&mut out)?,
         Verb::Inspect(inspect) => inspect.run(&mut out)?,
         Verb::Rm(rm) => rm.run(&mut out)?,
+        Verb::Node(node) => node.run(&mut out)?,
         Verb::Completions(completions) => completions.run(&mut out)?,
         Verb::Man(man) => man.run(&mut out)?,
     }

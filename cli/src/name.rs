@@ -5,6 +5,9 @@
 use checkpoint::reference::{LineageError, ReferenceError, is_dns_label};
 use checkpoint::store::{CheckpointDir, Filter, ListError, ResolveError, Store};
 use checkpoint::{CheckpointId, Lineage, Reference};
+use clap::Args;
+
+use crate::store::StoreArguments;
 
 /// Which checkpoint is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +15,16 @@ pub(crate) struct Name {
     pub(crate) namespace: String,
     pub(crate) lineage: Lineage,
     pub(crate) reference: Reference,
+}
+
+/// One checkpoint of a store, as the command line names it.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct NameArguments {
+    /// NAMESPACE/LINEAGE/ID or NAMESPACE/LINEAGE/latest, or an id alone
+    #[arg(value_name = "CHECKPOINT")]
+    pub(crate) checkpoint: String,
+    #[command(flatten)]
+    pub(crate) store: StoreArguments,
 }
 
 /// No checkpoint is meant.

@@ -7,17 +7,14 @@ use checkpoint::Reference;
 use checkpoint::store::{RemoveError, ResolveError};
 use clap::Args;
 
-use crate::name::{Name, NameError};
-use crate::store::{StoreArguments, StoreError};
+use crate::name::{Name, NameArguments, NameError};
+use crate::store::StoreError;
 
 /// Remove a checkpoint, unless a container lives on it
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Rm {
-    /// NAMESPACE/LINEAGE/ID or NAMESPACE/LINEAGE/latest, or an id alone
-    #[arg(value_name = "CHECKPOINT")]
-    pub(crate) checkpoint: String,
     #[command(flatten)]
-    pub(crate) store: StoreArguments,
+    pub(crate) name: NameArguments,
 }
 
 /// The checkpoint is still there.
@@ -37,8 +34,8 @@ pub(crate) enum RmError {
 
 impl Rm {
     pub(crate) fn run(&self, out: &mut dyn Write) -> Result<(), RmError> {
-        let store = self.store.open()?;
-        let name = Name::find(&self.checkpoint, &store)?;
+        let store = self.name.store.open()?;
+        let name = Name::find(&self.name.checkpoint, &store)?;
         let id = match &name.reference {
             Reference::Id(id) => id.clone(),
             // Our own lock ends with this expression.
@@ -56,7 +53,7 @@ mod tests {
 
     fn run(fixture: &Fixture, checkpoint: &str) -> Result<String, String> {
         let mut out = Vec::new();
-        let rm = Rm { checkpoint: checkpoint.to_owned(), store: fixture.store() };
+        let rm = Rm { name: NameArguments { checkpoint: checkpoint.to_owned(), store: fixture.store() } };
         rm.run(&mut out).map(|()| String::from_utf8(out).unwrap()).map_err(|error| error.to_string())
     }
 
