@@ -147,8 +147,8 @@ fn own_file(tree: &Tree, record: &Record, path: &Path, text: String) -> Result<C
 fn make(tree: &Tree, old: &Record, changes: &[Change], record: &Record) -> Result<(), TreeError> {
     record.save(tree)?;
     let folders = || {
-        let missing = record.folders.iter().filter(|folder| !tree.exists(folder));
-        missing.map(|folder| tree.make_folder(folder)).collect::<Result<(), _>>()
+        let mut missing = record.folders.iter().filter(|folder| !tree.exists(folder));
+        missing.try_for_each(|folder| tree.make_folder(folder))
     };
     folders().and_then(|()| change::make_all(tree, changes)).inspect_err(|_| {
         // The first error is the one to tell.
