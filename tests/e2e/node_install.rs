@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `thaw node install`: the real containerd reads what was written as it is meant.
 
-#![allow(clippy::tests_outside_test_module, clippy::unwrap_used, reason = "the whole file is tests")]
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "the whole file is tests"
+)]
 
 use std::path::{Path, PathBuf};
 

@@ -3,6 +3,13 @@
 //!
 //! Only the programs in the trees are fakes: they print a version.
 
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "the whole program is tests"
+)]
+
 mod containerd;
 mod rke2;
 mod status;
