@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The small JSON files that come with a container's images: `config.dump`, `spec.dump`, `status.dump`,
-//! `checkpoint/descriptors.json` and `deleted.files`.
+//! `network.status`, `checkpoint/descriptors.json`, `checkpoint/thaw-network.json` and `deleted.files`.
 //!
 //! Only what thaw uses is read; everything else in them is tolerated. Source for the names and keys:
 //! checkpointctl lib/metadata.go; containerd, CRI-O and Podman write them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// The longest of these files that is read, in bytes.
 pub const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
@@ -20,6 +21,10 @@ pub const SPEC: &str = "spec.dump";
 pub const STATUS: &str = "status.dump";
 /// What the standard streams were, among the CRIU images. Source: runc libcontainer/criu_linux.go.
 pub const DESCRIPTORS: &str = "descriptors.json";
+/// The pod's addresses, among the CRIU images: thaw's own file.
+pub const NETWORK: &str = "thaw-network.json";
+/// The addresses in archives of Podman.
+pub const NETWORK_STATUS: &str = "network.status";
 /// What the container had deleted, in archives of CRI-O and Podman.
 pub const DELETED_FILES: &str = "deleted.files";
 /// The difference of the container's root file system to its image.
@@ -71,6 +76,45 @@ pub struct StatusImage {
     pub image: String,
 }
 
+/// `thaw-network.json`: what the network namespace had when the container was frozen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkDump {
+    /// Its addresses but for those of the loopback interface, in the order of its interfaces.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// `network.status`: by the name of each of Podman's networks. Source: containers/common libnetwork/types, StatusBlock.
+pub type NetworkStatus = BTreeMap<String, NetworkBlock>;
+
+/// One network in `network.status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NetworkBlock {
+    interfaces: BTreeMap<String, Interface>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Interface {
+    subnets: Vec<Subnet>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Subnet {
+    /// Address and prefix length, `10.88.0.5/16`.
+    ipnet: String,
+}
+
+impl NetworkBlock {
+    /// The addresses of all its interfaces.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let subnets = self.interfaces.values().flat_map(|interface| &interface.subnets);
+        subnets.filter_map(|subnet| subnet.ipnet.split('/').next()?.parse().ok())
+    }
+}
+
 /// One of the files is not what it should be.
 #[derive(Debug, thiserror::Error)]
 #[error("{file} cannot be understood")]
@@ -113,6 +157,16 @@ mod tests {
         assert_eq!(stdio(br#"[null,"pipe:[1]"]"#).unwrap(), [None, named("pipe:[1]"), None]);
         assert!(stdio(br#"{"0":"pipe:[1]"}"#).is_err());
         assert!(stdio(br#"[1,2,3]"#).is_err());
+    }
+
+    #[test]
+    fn podman_s_addresses_are_found() {
+        let json =
+            br#"{"podman":{"interfaces":{"eth0":{"subnets":[{"ipnet":"10.88.0.5/16","gateway":"10.88.0.1"},
+            {"ipnet":"fd88::5/64"}],"mac_address":"aa"}}}}"#;
+        let status: NetworkStatus = parse(NETWORK_STATUS, json).unwrap();
+        let addresses: Vec<_> = status["podman"].addresses().map(|address| address.to_string()).collect();
+        assert_eq!(addresses, ["10.88.0.5", "fd88::5"]);
     }
 
     #[test]

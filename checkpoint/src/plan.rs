@@ -21,12 +21,14 @@ mod destination;
 mod host;
 mod mounts;
 mod namespaces;
+mod network;
 mod reason;
 
 pub use capability::{Capabilities, capability_names};
 pub use claims::Claims;
 pub use destination::resolve_destinations;
 pub use host::{Host, Lsm};
+pub use network::{FrozenNetwork, NewNetwork, Socket, Sockets};
 pub use reason::{Held, Reason, Who};
 
 /// What the images of one container say.
@@ -50,6 +52,8 @@ pub struct Frozen {
     pub terminal: bool,
     /// The security module of the host it was frozen on, `inventory.img`.
     pub lsm: Lsm,
+    /// Its sockets, and the addresses that its pod had.
+    pub network: FrozenNetwork,
 }
 
 /// One mount of the frozen container. Source: CRIU images/mnt.proto.
@@ -103,6 +107,8 @@ pub struct NewContainer<'a> {
     /// On cgroup v1, what is mounted in the container (`/sys/fs/cgroup/memory`) and the new cgroup's directory on the
     /// host for it.
     pub cgroups: BTreeMap<String, PathBuf>,
+    /// What its sockets find, and what the pod wants of them.
+    pub network: NewNetwork,
 }
 
 /// How the container is restored.
@@ -128,6 +134,8 @@ pub struct Plan {
     pub stdio: [Option<String>; 3],
     /// What must exist in the root file system, parents first.
     pub mountpoints: Vec<Mountpoint>,
+    /// What becomes of its sockets.
+    pub sockets: Sockets,
 }
 
 /// A place in the root file system on which something is mounted.
@@ -173,6 +181,7 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     claims::check(&frozen.threads, new.spec, process, confined, &mut reasons);
     namespaces::plan(frozen, new.spec, host, &mut plan, &mut reasons);
     mounts::plan(frozen, new, host, &mut plan, &mut reasons);
+    plan.sockets = network::plan(&frozen.network, &new.network, &mut reasons);
     match lsm_profile {
         Ok(profile) => plan.lsm_profile = profile,
         Err(reason) => reasons.push(reason),

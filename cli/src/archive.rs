@@ -11,7 +11,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use checkpoint::dump::{self, ConfigDump, DumpError, SpecDump, StatusDump};
+use checkpoint::dump::{self, ConfigDump, DumpError, NetworkDump, NetworkStatus, SpecDump, StatusDump};
 use checkpoint::layer::INHERITED_LAYER;
 use indicatif::ProgressBar;
 use tar::Entries;
@@ -44,6 +44,8 @@ pub(crate) struct Survey {
     pub(crate) config: ConfigDump,
     pub(crate) spec: SpecDump,
     pub(crate) status: StatusDump,
+    pub(crate) network: NetworkDump,
+    pub(crate) network_status: NetworkStatus,
     pub(crate) deleted_files: Option<Vec<u8>>,
     pub(crate) members: BTreeSet<String>,
 }
@@ -177,6 +179,12 @@ impl Survey {
             }
             Member::Dump(_) => self.status = dump::parse(dump::STATUS, &small(content)?)?,
             Member::DeletedFiles => self.deleted_files = Some(small(content)?),
+            Member::Image(image) if image.strip_prefix("checkpoint/") == Some(dump::NETWORK) => {
+                self.network = dump::parse(dump::NETWORK, &small(content)?)?;
+            }
+            Member::Other(name) if name == dump::NETWORK_STATUS => {
+                self.network_status = dump::parse(dump::NETWORK_STATUS, &small(content)?)?;
+            }
             Member::Image(_) | Member::Inherited | Member::RootfsDiff | Member::Other(_) => {}
         }
         if self.members.insert(name.clone()) { Ok(()) } else { Err(ArchiveError::Twice { name }) }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use checkpoint::annotation::LINEAGE;
+use checkpoint::dump::NetworkBlock;
 use checkpoint::manifest::Producer;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -77,13 +78,20 @@ impl Identity {
                 .or_else(|| given(&config.rootfs_image)),
             image_reference: given(&config.rootfs_image_ref),
             runtime: given(&config.runtime),
-            addresses: first(&["io.kubernetes.cri-o.IP.0"])
-                .and_then(|ip| ip.parse().ok())
-                .into_iter()
-                .collect(),
+            addresses: addresses(survey, annotations),
             frozen: config.checkpointed_time.as_ref().and_then(|text| frozen(text)),
         }
     }
+}
+
+/// The pod's addresses: from thaw's own record, from CRI-O's annotations, or from Podman's file.
+fn addresses(survey: &Survey, annotations: &BTreeMap<String, String>) -> Vec<IpAddr> {
+    if !survey.network.addresses.is_empty() {
+        return survey.network.addresses.clone();
+    }
+    let of_crio = (0..).map_while(|n| annotations.get(&format!("io.kubernetes.cri-o.IP.{n}")));
+    let of_crio = of_crio.filter_map(|ip| ip.parse().ok());
+    of_crio.chain(survey.network_status.values().flat_map(NetworkBlock::addresses)).collect()
 }
 
 /// The time in `config.dump`, unless it is Go's zero time or in the future.

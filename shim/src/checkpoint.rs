@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::checkpoint::dump::{self, NetworkDump};
 use ::checkpoint::layer;
 use ::checkpoint::plan::resolve_destinations;
 use containerd_shim_protos::events::task::TaskCheckpointed;
@@ -22,6 +23,7 @@ use protobuf::well_known_types::any::Any;
 use crate::container::Container;
 use crate::create::blocking;
 use crate::error::{TaskError, full};
+use crate::network::interfaces;
 use crate::pod::Pod;
 use crate::reaper::Exits;
 use crate::rewrite::open_dir;
@@ -54,7 +56,7 @@ pub(crate) async fn checkpoint(
     let (images, work) = (PathBuf::from(images), PathBuf::from(work));
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let (dumped, exit) = (container.clone(), options.exit);
-    let criu = blocking(move || dump(&dumped, &images, &work, exit)).await?;
+    let criu = blocking(move || freeze(&dumped, &images, &work, exit)).await?;
     exits.of(criu).await;
     pod.events
         .publish(TaskCheckpointed {
@@ -77,7 +79,7 @@ fn decode(options: Option<&Any>) -> Result<CheckpointOptions, TaskError> {
 }
 
 /// The blocking part; returns CRIU's pid.
-fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result<i32, TaskError> {
+fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Result<i32, TaskError> {
     let started = Instant::now();
     let failed = |step: &'static str| {
         move |e: String| TaskError::Checkpoint { container: container.id.clone(), step, reason: e }
@@ -92,6 +94,8 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
     options.root = Some(container.bundle.join("rootfs"));
     options.leave_running = !exit;
     options.tcp = Tcp::Established;
+    // Connections that the program has not accepted yet are its peers' alone; they find out by a reset.
+    options.tcp_skip_in_flight = true;
     options.file_locks = true;
     options.ext_unix_sk = true;
     options.shell_job = container.init.stdio.terminal;
@@ -108,6 +112,7 @@ fn dump(container: &Container, images: &Path, work: &Path, exit: bool) -> Result
     let criu = crate::source::criu().map_err(|e| failed("reading the configuration")(full(&e)))?;
     let session = Swrk::new(criu).spawn().map_err(|e| failed("starting CRIU")(full(&e)))?;
     let criu = session.pid();
+    write_addresses(pid, images).map_err(|e| failed("reading its addresses")(full(&e)))?;
     write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
     inherited_layer(container, images).map_err(failed("saving the writable layer"))?;
     session.dump(&options, DEADLINE, &mut |_| Ok(())).map_err(|e| failed("CRIU")(full(&e)))?;
@@ -181,6 +186,13 @@ fn write_descriptors(container: &Container, images: &Path) -> std::io::Result<()
     let state: serde_json::Value = serde_json::from_slice(&state)?;
     let descriptors = state.get("external_descriptors").cloned().unwrap_or_default();
     std::fs::write(images.join("descriptors.json"), descriptors.to_string())
+}
+
+/// `thaw-network.json`: the addresses to which sockets may be bound, for the restore to replace them.
+fn write_addresses(pid: i32, images: &Path) -> std::io::Result<()> {
+    let found = interfaces(Some(Path::new(&format!("/proc/{pid}/ns/net"))))?;
+    let json = serde_json::to_vec(&NetworkDump { addresses: found.addresses })?;
+    std::fs::write(images.join(dump::NETWORK), json)
 }
 
 /// A restored container's snapshot holds only what it wrote since; what it came with goes along as a file.

@@ -7,20 +7,21 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::checkpoint::annotation::Otherwise;
-use ::checkpoint::plan::{Host, NewContainer, plan, resolve_destinations};
+use ::checkpoint::annotation::{Otherwise, PodOptions};
+use ::checkpoint::plan::{Host, NewContainer, NewNetwork, plan, resolve_destinations};
 use containerd_shim::asynchronous::io::Stdio;
 use containerd_shim::asynchronous::util::read_spec;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use log::warn;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use crate::cgroup::cgroup_path;
 use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::members;
+use crate::network::{Interfaces, interfaces};
 use crate::oci::Oci;
 use crate::oom::Kills;
 use crate::options::RuntimeOptions;
@@ -205,8 +206,32 @@ fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::pl
         image: identity(&annotations).map(|who| who.image).unwrap_or_default(),
         destinations: resolve_destinations(spec, root.as_fd()).map_err(|e| refuse(full(&e)))?,
         cgroups: crate::cgroup::v1_mounts(spec)?,
+        network: network(spec, &source.options).map_err(|e| refuse(full(&e)))?,
     };
     plan(&source.images.frozen, &new, &Host::probe(spec)).map_err(|e| refuse(full(&e)))
+}
+
+/// What the sockets will find in the sandbox.
+fn network(spec: &Spec, options: &PodOptions) -> std::io::Result<NewNetwork> {
+    let namespaces = spec.linux().iter().filter_map(|linux| linux.namespaces().as_ref()).flatten();
+    let mut networks = namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let found = match networks.next().map(|namespace| namespace.path()) {
+        // A namespace of its own, in which nothing is yet.
+        Some(None) => Interfaces::default(),
+        Some(Some(path)) => interfaces(Some(path)).map_err(|e| {
+            std::io::Error::other(format!(
+                "its network namespace {} cannot be looked into: {e}",
+                path.display()
+            ))
+        })?,
+        None => interfaces(None)?,
+    };
+    Ok(NewNetwork {
+        addresses: found.addresses,
+        interfaces: found.names,
+        address: options.address(),
+        tcp: options.tcp(),
+    })
 }
 
 /// Runs what blocks on the blocking pool.

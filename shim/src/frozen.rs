@@ -2,10 +2,15 @@
 //! What the images of a frozen container say, as the restore plan wants it. Reads through `criu-rpc`, and refuses
 //! images of what the plan does not know; whether the rest fits the new container is the plan's matter.
 
+use std::net::{IpAddr, SocketAddr};
+
 use ::checkpoint::container_dir::ContainerDir;
-use ::checkpoint::plan::{Capabilities, Claims, Frozen, FrozenMount, Lsm, OwnNamespaces};
+use ::checkpoint::plan::{
+    Capabilities, Claims, Frozen, FrozenMount, FrozenNetwork, Lsm, OwnNamespaces, Socket,
+};
 use criu_rpc::image::{
-    Core, Ids, ImagesDir, Inventory, LoadError, Mountpoints, Netns, Pidns, Pstree, Seccomp, Task,
+    Core, Files, Ids, ImagesDir, InetSocket, Inventory, LoadError, Mountpoints, Netns, Pidns, Pstree,
+    Seccomp, Task,
 };
 
 /// The images of one container, read once.
@@ -55,11 +60,11 @@ pub(crate) enum ImagesError {
 }
 
 impl Images {
-    /// Reads the small images of `container`; the pages are not touched.
+    /// Reads the small images of `container`, whose pod had these addresses; the pages are not touched.
     ///
     /// # Errors
     /// When one is missing, damaged or beyond its bounds.
-    pub(crate) fn read(container: &ContainerDir) -> Result<Self, ImagesError> {
+    pub(crate) fn read(container: &ContainerDir, addresses: &[IpAddr]) -> Result<Self, ImagesError> {
         let dir = ImagesDir::open(container.images_dir().try_clone_to_owned()?);
         let names = dir.names()?;
         if let Some(foreign) = names.iter().find(|name| FOREIGN.iter().any(|stem| name.starts_with(stem))) {
@@ -95,6 +100,7 @@ impl Images {
         let frozen = Frozen {
             image: container.record().image.name.clone(),
             mounts: mounts.mounts().iter().map(frozen_mount).collect::<Result<_, _>>()?,
+            network: network(&dir, addresses)?,
             network_key,
             pid_key,
             own: own_namespaces(&ids, inventory.root_ids().as_ref()),
@@ -176,6 +182,30 @@ fn frozen_mount(mount: &criu_rpc::image::Mount) -> Result<FrozenMount, ImagesErr
         root_dev: mount.root_dev,
         deleted: mount.deleted,
         ext_key: mount.ext_key.as_ref().map(|key| key.to_string_lossy().into_owned()),
+    })
+}
+
+/// The image of all files: regular ones, sockets and all others.
+pub(crate) const FILES: &str = "files.img";
+
+fn network(dir: &ImagesDir, addresses: &[IpAddr]) -> Result<FrozenNetwork, ImagesError> {
+    let files: Files = dir.load(FILES)?;
+    let sockets = files.inet_sockets().iter().map(socket).collect::<Result<_, _>>()?;
+    Ok(FrozenNetwork { addresses: addresses.to_vec(), sockets })
+}
+
+fn socket(socket: &InetSocket) -> Result<Socket, ImagesError> {
+    let end = |address: IpAddr, port: u32| match u16::try_from(port) {
+        Ok(port) => Ok(SocketAddr::new(address, port)),
+        Err(_) => Err(ImagesError::Foreign(format!("a socket with the port {port}"))),
+    };
+    Ok(Socket {
+        id: socket.id,
+        proto: socket.proto,
+        state: socket.state,
+        own: end(socket.src, socket.src_port)?,
+        peer: end(socket.dst, socket.dst_port)?,
+        interface: socket.ifname.as_ref().map(|name| name.to_string_lossy().into_owned()),
     })
 }
 

@@ -23,6 +23,7 @@ mod implied;
 mod kill;
 mod members;
 mod mountpoints;
+mod network;
 mod oci;
 mod oom;
 mod options;

@@ -159,7 +159,7 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
     let workspace = Workspace::create(&container.bundle)?;
     let hostname =
         plan.uts.as_deref().map(hostname).transpose().map_err(prepared.failed("reading the hostname"))?;
-    let images_dir = rewrite(&source.dir, &source.images, hostname.as_ref(), &workspace.images())
+    let images_dir = rewrite(&source.dir, &source.images, plan, hostname.as_ref(), &workspace.images())
         .map_err(prepared.failed("preparing the images"))?;
     let rootfs = container.bundle.join("rootfs");
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
@@ -249,12 +249,12 @@ fn join_namespaces(plan: &Plan, swrk: &mut Swrk, options: &mut RestoreOptions) -
     Ok(())
 }
 
-/// What CRIU is told beside namespaces. Connections are closed: the new pod has another address.
+/// What CRIU is told beside namespaces. Connections that are not to go on are none any more in the images.
 fn fill(plan: &Plan, rootfs: &Path, terminal: bool, options: &mut RestoreOptions) {
     options.root = Some(rootfs.to_owned());
     options.rst_sibling = true;
     options.manage_cgroups = ManageCgroups::Ignore;
-    options.tcp = Tcp::Close;
+    options.tcp = Tcp::Established;
     options.file_locks = true;
     options.ext_unix_sk = true;
     options.evasive_devices = true;

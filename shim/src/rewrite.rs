@@ -7,14 +7,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ::checkpoint::container_dir::ContainerDir;
-use criu_rpc::image::{Inventory, Utsns};
+use ::checkpoint::plan::Plan;
+use criu_rpc::image::{Files, Inventory, Utsns};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
 use crate::error::TaskError;
-use crate::frozen::Images;
+use crate::frozen::{FILES, Images};
 
 /// Where a restore keeps rewritten images and CRIU's log, in the bundle. On tmpfs; below 1 MB.
 const DIRECTORY: &str = "restore";
@@ -96,10 +97,12 @@ impl Drop for Workspace {
 pub(crate) fn rewrite(
     container: &ContainerDir,
     images: &Images,
+    plan: &Plan,
     hostname: Option<&(String, String)>,
     into: &Path,
 ) -> Result<OwnedFd, TaskError> {
-    let mut rewritten = vec![("inventory.img".to_owned(), inventory(images)?)];
+    let mut rewritten =
+        vec![("inventory.img".to_owned(), inventory(images)?), (FILES.to_owned(), files(images, plan)?)];
     if let (Some(name), Some((nodename, domainname))) = (&images.utsns, hostname) {
         let mut utsns: Utsns = images.dir.load(name).map_err(unreadable)?;
         utsns.set_nodename(nodename);
@@ -130,6 +133,22 @@ fn inventory(images: &Images) -> Result<Vec<u8>, TaskError> {
     let mut inventory: Inventory = images.dir.load("inventory.img").map_err(unreadable)?;
     inventory.skip_network_lock();
     Ok(inventory.into_image().to_bytes())
+}
+
+/// The open files, with the sockets as the plan wants them.
+fn files(images: &Images, plan: &Plan) -> Result<Vec<u8>, TaskError> {
+    let mut files: Files = images.dir.load(FILES).map_err(unreadable)?;
+    let rewritten = files
+        .rewrite_addresses(&plan.sockets.addresses)
+        .and_then(|moved| Ok((moved, files.close_sockets(&plan.sockets.closed)?)));
+    let (moved, closed) = rewritten.map_err(|e| TaskError::Io {
+        what: "rewrite the sockets".into(),
+        source: std::io::Error::other(e),
+    })?;
+    if moved + closed > 0 {
+        log::info!(moved = moved, closed = closed; "sockets rewritten");
+    }
+    Ok(files.into_image().to_bytes())
 }
 
 fn unreadable(error: criu_rpc::image::LoadError) -> TaskError {

@@ -42,6 +42,8 @@ pub(crate) struct Source {
     pub(crate) dir: ContainerDir,
     /// What its images say.
     pub(crate) images: Images,
+    /// Everything that the pod asks for.
+    pub(crate) options: PodOptions,
 }
 
 impl Source {
@@ -96,7 +98,7 @@ pub(crate) fn decide(
     let asked = format!(" from {}", request.reference);
     let lineage = options.lineage(who.pod).map_err(|e| refuse(asked.clone(), full(&e)))?;
 
-    match open(&who, &request, &lineage, restored_from) {
+    match open(&who, &request, &lineage, &options, restored_from) {
         Ok(source) => Ok(source),
         Err(Obstacle::Missing(why)) if request.if_missing == Otherwise::Start => {
             warn!("container {} starts normally: {why}", who.container);
@@ -128,6 +130,7 @@ fn open(
     who: &Identity<'_>,
     request: &RestoreRequest,
     lineage: &Lineage,
+    options: &PodOptions,
     restored_from: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Source>, Obstacle> {
     let broken = |e: &dyn std::error::Error| Obstacle::Broken(None, full(e));
@@ -148,7 +151,8 @@ fn open(
         Err(e @ ContainerDirError::NotHeld { .. }) => return Err(Obstacle::Missing(full(&e))),
         Err(e) => return Err(damaged(&e)),
     };
-    let images = Images::read(&dir).map_err(|e| damaged(&e))?;
+    let addresses = &checkpoint.manifest().pod.addresses;
+    let images = Images::read(&dir, addresses).map_err(|e| damaged(&e))?;
     Ok(Some(Source {
         container: who.container.to_owned(),
         if_failed: request.if_failed,
@@ -156,6 +160,7 @@ fn open(
         checkpoint,
         dir,
         images,
+        options: options.clone(),
     }))
 }
 

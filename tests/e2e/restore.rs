@@ -88,8 +88,8 @@ async fn a_command_can_be_run_in_it_and_its_use_is_counted() -> Tested {
     let imported = frozen(&node, node.counter_pod("before", 64)?).await?;
     let new =
         node.run_counter(node.counter_pod("after", 64)?.annotated(RESTORE, &imported.reference())).await?;
-    let said = shell(&node, &new, "cat /proc/1/comm; id -u; hostname; ls /workloads").await?;
-    assert_eq!(said, "python3\n0\nafter\ncounter.py\n");
+    let said = shell(&node, &new, "cat /proc/1/comm; id -u; hostname; ls /workloads/counter.py").await?;
+    assert_eq!(said, "python3\n0\nafter\n/workloads/counter.py\n");
 
     let container_id = new.container("")?.id.clone();
     let request = thaw_tests::kubelet::cri::api::ContainerStatsRequest { container_id };

@@ -6,6 +6,7 @@
 //! it was. Tests take turns: what one leaves behind must be its own.
 
 pub mod archive;
+pub mod checks;
 pub mod counter;
 pub mod error;
 pub mod leaks;

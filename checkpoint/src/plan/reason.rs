@@ -2,6 +2,7 @@
 //! Why a container may not be restored, in words for the person who wrote the pod.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// One reason against a restore. Each prints as one sentence that says what to do.
@@ -165,6 +166,34 @@ pub enum Reason {
         module: &'static str,
         /// The profile or label.
         profile: String,
+    },
+    /// A socket is bound to an address of the old pod, and there is none in its place.
+    #[error("a socket was bound to the pod's address {address}, {}", if *keep {
+        "which thaw.dev/address: keep wants back and the new pod does not have"
+    } else {
+        "and the new pod has no address of that family in its place: give it one, or let the program bind to any address"
+    })]
+    AddressGone {
+        /// The old address.
+        address: IpAddr,
+        /// Whether the pod wants it back.
+        keep: bool,
+    },
+    /// Connections are to be kept, and their address is not.
+    #[error(
+        "thaw.dev/tcp: keep wants connections to outside back, and they were at {address}, which the new pod does not have: bring it along with thaw.dev/address: keep, or let them be closed with thaw.dev/tcp: auto"
+    )]
+    ConnectionsMoved {
+        /// The old address.
+        address: IpAddr,
+    },
+    /// A socket is bound to an interface that the new pod lacks.
+    #[error(
+        "a socket was bound to the interface {interface:?}, which the new pod does not have: give it the same networks"
+    )]
+    InterfaceGone {
+        /// Its name.
+        interface: String,
     },
     /// Threads have something that the new container may not have.
     #[error("{who} {held}")]

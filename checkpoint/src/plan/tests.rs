@@ -99,6 +99,7 @@ fn frozen() -> Frozen {
         stdio: ["/dev/null", "pipe:[1]", "pipe:[2]"].map(|name| Some(name.to_owned())),
         terminal: false,
         lsm: Lsm::None,
+        network: FrozenNetwork::default(),
     }
 }
 
@@ -111,7 +112,8 @@ fn run(frozen: &Frozen, spec: &Value, host: &Host) -> Result<Plan, Refused> {
     let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
     let destinations = [("/var/run/secrets".into(), "/run/secrets".into())].into_iter().collect();
     let cgroups = [("/sys/fs/cgroup/memory".to_owned(), "/host/memory/new".into())].into_iter().collect();
-    plan(frozen, &NewContainer { spec: &spec, image: IMAGE, destinations, cgroups }, host)
+    let network = NewNetwork::default();
+    plan(frozen, &NewContainer { spec: &spec, image: IMAGE, destinations, cgroups, network }, host)
 }
 
 /// The reasons after changing what fits.

@@ -2,6 +2,7 @@
 //! All open files: `files.img`. Regular files and Internet sockets are looked into, others only kept.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
@@ -20,12 +21,19 @@ use super::{
 const TYPE: Tag = Tag::new(1, "type");
 const REG: Tag = Tag::new(3, "reg");
 const ISK: Tag = Tag::new(4, "isk");
+const STATE: Tag = Tag::new(6, "isk.state");
+const SRC_PORT: Tag = Tag::new(7, "isk.src_port");
+const DST_PORT: Tag = Tag::new(8, "isk.dst_port");
 const SRC_ADDR: Tag = Tag::new(11, "isk.src_addr");
 const DST_ADDR: Tag = Tag::new(12, "isk.dst_addr");
 
 const REG_TYPE: u32 = 1;
 const INETSK_TYPE: u32 = 4;
 
+const SHUTDOWN: Tag = Tag::new(19, "isk.shutdown");
+
+/// Source: netinet/tcp.h.
+const TCP_CLOSE: u64 = 7;
 /// Source: sys/socket.h, `AF_INET` and `AF_INET6`.
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -132,6 +140,22 @@ impl Files {
         Ok(changed)
     }
 
+    /// Makes sockets, by number, such as were never bound nor connected: CRIU then makes a new socket, on which the
+    /// program gets `ENOTCONN` or `EPIPE` at once. How many there were.
+    ///
+    /// # Errors
+    /// When a socket cannot be changed.
+    pub fn close_sockets(&mut self, ids: &BTreeSet<u32>) -> Result<usize, RewriteError> {
+        let mut entries = self.entries.clone();
+        let mut closed: usize = 0;
+        for (entry, message) in entries.iter_mut().enumerate() {
+            let failed = |source| RewriteError::View { source: ViewError::Field { entry, source } };
+            closed = closed.saturating_add(usize::from(close(message, ids).map_err(failed)?));
+        }
+        *self = Self::read(entries).map_err(|source| RewriteError::View { source })?;
+        Ok(closed)
+    }
+
     /// The image with its changes.
     #[must_use]
     pub fn into_image(self) -> ImageFile {
@@ -212,6 +236,25 @@ fn words(address: IpAddr) -> Vec<u32> {
         IpAddr::V6(address) => address.octets().to_vec(),
     };
     bytes.chunks_exact(4).filter_map(|word| word.try_into().ok()).map(u32::from_ne_bytes).collect()
+}
+
+/// Closes the socket of an entry, if it is one of these; whether it was.
+fn close(entry: &mut Message, ids: &BTreeSet<u32>) -> Result<bool, FieldError> {
+    let Some(mut socket) = socket(entry)? else { return Ok(false) };
+    if !ids.contains(&socket.required_u32(Tag::new(1, "isk.id"))?) {
+        return Ok(false);
+    }
+    for (tag, value) in [(STATE, TCP_CLOSE), (SRC_PORT, 0), (DST_PORT, 0)] {
+        socket.set_u64(tag, value);
+    }
+    for tag in [SRC_ADDR, DST_ADDR] {
+        let none = vec![0; socket.u32s(tag)?.len()];
+        socket.set_u32s(tag, &none);
+    }
+    // A shut-down socket would read as one whose peer has said everything, whatever was still queued.
+    socket.remove(SHUTDOWN);
+    entry.set_bytes(ISK, socket.as_bytes());
+    Ok(true)
 }
 
 /// Replaces the addresses of one entry; whether it had any of them.
@@ -310,6 +353,17 @@ mod tests {
             listening(2, "10.0.0.50", "10.0.9.9"),
         ];
         assert_eq!(files.into_image().entries(), want);
+    }
+
+    #[test]
+    fn a_closed_socket_is_as_if_it_had_never_been_bound_or_connected() {
+        let mut files = files(&[listening(2, "10.0.0.5", "10.0.0.1"), listening(10, "fd00::5", "fd00::1")]);
+        assert_eq!(files.close_sockets(&BTreeSet::from([4])), Ok(0));
+        assert_eq!(files.close_sockets(&BTreeSet::from([3])), Ok(2));
+        for socket in files.inet_sockets() {
+            assert!(socket.src.is_unspecified() && socket.dst.is_unspecified());
+            assert_eq!((socket.state, socket.src_port, socket.dst_port), (7, 0, 0));
+        }
     }
 
     #[test]

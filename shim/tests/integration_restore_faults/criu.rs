@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Everything that can go wrong with CRIU itself, or around it, once the restore has begun.
 
-use crate::pod::{GOOD, Pod, fail_to_start, fails_for_good, name, says};
+use crate::pod::{GOOD, Pod, fail_to_create, fail_to_start, fails_for_good, name, says};
 use crate::support::checkpoint::Images;
 use crate::support::node::Node;
 
@@ -90,9 +90,15 @@ async fn a_namespace_that_has_gone_is_named_with_the_reason() {
     let pod = Pod::new(&node).await;
     Images::new().publish(&node);
     node.criu(GOOD);
-    let mut bundle = pod.container("c1", "latest");
-    bundle.spec["linux"]["namespaces"][3]["path"] = node.path("gone").display().to_string().into();
-    says(&fail_to_start(&pod, bundle).await, &["main", "namespaces", "No such file or directory"]);
+    let gone = |id, namespace: usize| {
+        let mut bundle = pod.container(id, "latest");
+        bundle.spec["linux"]["namespaces"][namespace]["path"] =
+            node.path("gone").display().to_string().into();
+        bundle
+    };
+    let network = fail_to_create(&pod, &gone("c1", 3)).await;
+    says(&network, &["main", "network namespace", "gone", "No such file or directory"]);
+    says(&fail_to_start(&pod, gone("c2", 5)).await, &["main", "hostname", "No such file or directory"]);
 }
 
 #[tokio::test]

@@ -91,6 +91,7 @@ impl Images {
             ("mountpoints-6.img", Kind::Mountpoints, mounts),
             ("netns-3.img", Kind::Netns, vec![netns]),
             ("utsns-5.img", Kind::Utsns, vec![utsns]),
+            ("files.img", Kind::Files, Vec::new()),
         ];
         let mut files: BTreeMap<String, Vec<u8>> = images
             .into_iter()

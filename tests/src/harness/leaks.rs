@@ -26,7 +26,7 @@ const FOLDERS: [(&str, u32); 11] = [
 ];
 
 /// Ends of paths that stay on purpose.
-const STAY: [&str; 14] = [
+const STAY: [&str; 15] = [
     // Folders that the first container on a node brings about.
     "/io.containerd.grpc.v1.cri/containers",
     "/io.containerd.grpc.v1.cri/sandboxes",
@@ -43,6 +43,7 @@ const STAY: [&str; 14] = [
     "/xtables.lock",
     // The network plugin's memory of the last address, its lock, and the folder of its results.
     "/last_reserved_ip.0",
+    "/last_reserved_ip.1",
     "/lock",
     "/var/lib/cni/results",
 ];

@@ -37,6 +37,27 @@ spec:
         ))
     }
 
+    /// A pod with one container, `program`, that runs one of the programs of the tests.
+    ///
+    /// # Errors
+    /// When the name is none.
+    pub fn workload_pod(&self, name: &str, program: &str) -> Result<Pod, HarnessError> {
+        self.pod(&format!(
+            "
+metadata: {{name: {name}}}
+spec:
+  volumes:
+  - {{name: workloads, hostPath: {{path: {WORKLOADS}, type: Directory}}}}
+  containers:
+  - name: program
+    image: thaw.local/python:1
+    command: [python3, -u, /workloads/{program}]
+    volumeMounts:
+    - {{name: workloads, mountPath: /workloads, readOnly: true}}
+"
+        ))
+    }
+
     /// A pod with one container, `shell`, that runs a command line in busybox's shell.
     ///
     /// # Errors
