@@ -159,7 +159,11 @@ impl ImagesDir {
         }
     }
 
-    fn open_regular(&self, name: &str) -> Result<File, LoadError> {
+    /// Opens the regular file `name`, which may be larger than an image.
+    ///
+    /// # Errors
+    /// [`LoadError::Name`], [`LoadError::Open`], [`LoadError::NotRegular`].
+    pub fn open_regular(&self, name: &str) -> Result<File, LoadError> {
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
             return Err(LoadError::Name { name: name.to_owned() });
         }

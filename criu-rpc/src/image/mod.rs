@@ -16,8 +16,10 @@ mod files;
 mod ids;
 mod inventory;
 mod message;
+mod mm;
 mod mountpoints;
 mod netns;
+mod pagemap;
 mod pidns;
 mod pstree;
 mod seccomp;
@@ -34,8 +36,10 @@ pub use self::{
     ids::Ids,
     inventory::{Inventory, Lsm},
     message::{FieldError, Message, Tag},
+    mm::{Mm, Vma},
     mountpoints::{AddMountError, Mount, Mountpoints},
     netns::Netns,
+    pagemap::{PAGE, PageRun, Pagemap},
     pidns::Pidns,
     pstree::{Pstree, Task},
     seccomp::Seccomp,

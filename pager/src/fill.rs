@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The threads that copy what nobody has waited for yet, segment by segment, from all processes in turns.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+use crate::pages::Pages;
+use crate::task::{CopyError, Step, Stopped, Task};
+
+/// What one copy moves, bytes. A fault waits for the copies under way: this takes some 60 µs, and larger ones are
+/// no faster.
+const SEGMENT: u64 = 256 << 10;
+/// How long a process is left alone that changes its mappings.
+const BUSY: Duration = Duration::from_micros(50);
+/// How long a process is left alone whose container has no memory left: the kernel kills something meanwhile.
+const STARVED: Duration = Duration::from_millis(10);
+
+/// What the fill threads have to do, and what came of it.
+#[derive(Debug)]
+pub(crate) struct Fill {
+    pages: Arc<Pages>,
+    work: Mutex<Work>,
+    more: Condvar,
+    /// Readable when something is in `done` or `failed`.
+    pub(crate) news: rustix::fd::OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    tasks: VecDeque<(u32, Arc<Task>)>,
+    done: Vec<u32>,
+    failed: Option<CopyError>,
+}
+
+impl Fill {
+    pub(crate) fn new(pages: Arc<Pages>) -> Result<Self, Errno> {
+        let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { pages, work: Mutex::default(), more: Condvar::new(), news })
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts `threads` threads. They end with the process.
+    pub(crate) fn start(self: &Arc<Self>, threads: usize) -> std::io::Result<()> {
+        for _ in 0..threads.max(1) {
+            let fill = self.clone();
+            std::thread::Builder::new().name("fill".into()).spawn(move || fill.run())?;
+        }
+        Ok(())
+    }
+
+    /// Adds a process whose mappings are all registered.
+    pub(crate) fn add(&self, id: u32, task: Arc<Task>) {
+        self.work().tasks.push_back((id, task));
+        self.more.notify_all();
+    }
+
+    /// Which processes have all their memory, or have ended.
+    ///
+    /// # Errors
+    /// When one cannot be filled.
+    pub(crate) fn done(&self) -> Result<Vec<u32>, CopyError> {
+        let _ = rustix::io::read(&self.news, &mut [0; 8]);
+        let mut work = self.work();
+        match work.failed.take() {
+            Some(error) => Err(error),
+            None => Ok(std::mem::take(&mut work.done)),
+        }
+    }
+
+    /// The next process in turn.
+    fn next(&self) -> (u32, Arc<Task>) {
+        let mut work = self.work();
+        loop {
+            if let Some((id, task)) = work.tasks.pop_front() {
+                work.tasks.push_back((id, task.clone()));
+                return (id, task);
+            }
+            work = self.more.wait(work).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn run(&self) {
+        loop {
+            let (id, task) = self.next();
+            match task.fill(&self.pages, SEGMENT) {
+                Step::Filled => {}
+                Step::Complete | Step::Stopped(Stopped::Ended) => self.finish(id, None),
+                Step::Stopped(Stopped::Busy) => std::thread::sleep(BUSY),
+                Step::Stopped(Stopped::Starved) => std::thread::sleep(STARVED),
+                Step::Stopped(Stopped::Failed(error)) => self.finish(id, Some(error)),
+            }
+        }
+    }
+
+    /// Takes a process off the list.
+    fn finish(&self, id: u32, error: Option<CopyError>) {
+        let mut work = self.work();
+        work.tasks.retain(|(other, _)| *other != id);
+        work.done.push(id);
+        work.failed = work.failed.take().or(error);
+        drop(work);
+        // It can only fail when the counter is full, and then it is readable.
+        let _ = rustix::io::write(&self.news, &1u64.to_ne_bytes());
+    }
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One process whose memory is served: its userfaultfd, and what it is still owed.
+//!
+//! The kernel makes a process wait that forks, moves or drops memory until that is read here, and refuses copies
+//! meanwhile (`EAGAIN`). So what is owed is known exactly as long as nobody copies between the moment an event is
+//! read and the moment it is accounted for. The gate sees to that: copies of fill threads hold it shared, each for one
+//! segment; whoever reads events holds it alone. A fault waits for the segments under way, some 50 µs.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+use criu_rpc::image::PAGE;
+use rustix::io::Errno;
+
+use crate::pages::Pages;
+use crate::space::{AddressSpace, Piece, Source};
+use crate::uffd::{Event, Uffd};
+
+/// How much a fault brings along, bytes: what follows is likely to be needed, and a fault costs as much as 16 pages.
+const FAULT: u64 = 64 << 10;
+
+/// A process.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) uffd: Uffd,
+    gate: RwLock<()>,
+    space: Mutex<AddressSpace>,
+    /// All its mappings are registered, so an address that the kernel does not know is one that is gone.
+    registered: AtomicBool,
+    pub(crate) faults: AtomicU64,
+}
+
+/// Why a copy did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    /// The process changes its mappings: its events must be read first.
+    Busy,
+    /// The container is at its memory limit.
+    Starved,
+    /// The process has ended.
+    Ended,
+    /// It cannot be done.
+    Failed(CopyError),
+}
+
+/// A page cannot be put where it belongs.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot put page {:#x} of pages-{}.img to {address:#x}", .from.offset, .from.pages_id)]
+pub struct CopyError {
+    /// Where it belongs.
+    pub address: u64,
+    /// Where it comes from.
+    pub from: Source,
+    /// Why.
+    pub source: std::io::Error,
+}
+
+/// What a fill thread achieved.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// A segment, or nothing that was left to it.
+    Filled,
+    /// Nothing is owed.
+    Complete,
+    /// See [`Stopped`].
+    Stopped(Stopped),
+}
+
+/// What came of reading a task's events.
+#[derive(Debug, Default)]
+pub(crate) struct Served {
+    /// Processes that it has forked.
+    pub(crate) children: Vec<Task>,
+    /// Faults that must be tried again.
+    pub(crate) again: Vec<u64>,
+    /// Pages that were waited for, in order.
+    pub(crate) needed: Vec<Source>,
+}
+
+impl Task {
+    pub(crate) fn new(uffd: Uffd, space: AddressSpace) -> Self {
+        Self {
+            uffd,
+            gate: RwLock::new(()),
+            space: Mutex::new(space),
+            registered: AtomicBool::new(false),
+            faults: AtomicU64::new(0),
+        }
+    }
+
+    // A panic ends the process, and with it all use of what is guarded.
+    fn space(&self) -> MutexGuard<'_, AddressSpace> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// CRIU has told that all mappings are registered.
+    pub(crate) fn set_registered(&self) {
+        self.registered.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing is owed and no copy is under way.
+    pub(crate) fn is_complete(&self) -> bool {
+        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.space().is_empty()
+    }
+
+    /// Copies the next segment of at most `limit` bytes.
+    pub(crate) fn fill(&self, pages: &Pages, limit: u64) -> Step {
+        let shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(piece) = self.space().take_next(limit) else {
+            drop(shared);
+            return if self.is_complete() { Step::Complete } else { Step::Filled };
+        };
+        match self.copy(pages, piece) {
+            Ok(()) => Step::Filled,
+            Err((rest, stopped)) => {
+                self.space().add(rest);
+                Step::Stopped(stopped)
+            }
+        }
+    }
+
+    /// Reads all events and serves all faults, and those of `again` from before.
+    pub(crate) fn serve(&self, pages: &Pages, again: Vec<u64>) -> Result<Served, Stopped> {
+        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut served = Served::default();
+        let mut faults = again;
+        loop {
+            let events = self.uffd.read().map_err(|e| failed(0, Source::default(), e))?;
+            if events.is_empty() {
+                break;
+            }
+            for event in events {
+                match event {
+                    Event::Fault(address) => faults.push(address - address % PAGE),
+                    Event::Fork(uffd) => served.children.push(self.forked(uffd)),
+                    Event::Remap { from, to, length } => self.space().remap(from, to, length),
+                    Event::Gone { start, end } => drop(self.space().take(start, end)),
+                }
+            }
+        }
+        self.faults.fetch_add(faults.len() as u64, Ordering::Relaxed);
+        for address in faults {
+            match self.answer(pages, address) {
+                Ok(Some(source)) => served.needed.push(source),
+                Ok(None) => {}
+                Err(Stopped::Busy | Stopped::Starved) => served.again.push(address),
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(served)
+    }
+
+    fn forked(&self, uffd: Uffd) -> Task {
+        let child = Task::new(uffd, self.space().fork());
+        // It has its parent's mappings.
+        child.registered.store(self.registered.load(Ordering::Acquire), Ordering::Release);
+        child
+    }
+
+    /// Brings the page at `address` and some that follow; returns where it came from.
+    fn answer(&self, pages: &Pages, address: u64) -> Result<Option<Source>, Stopped> {
+        let taken = self.space().take_at(address, FAULT);
+        let Some(piece) = taken else { return self.absent(address).map(|()| None) };
+        self.copy(pages, piece).map(|()| Some(piece.source)).map_err(|(rest, stopped)| {
+            self.space().add(rest);
+            stopped
+        })
+    }
+
+    /// A page that is not owed: it is there already, or was never written to, or thrown away.
+    fn absent(&self, address: u64) -> Result<(), Stopped> {
+        match self.uffd.zero(address, PAGE) {
+            Ok(()) => Ok(()),
+            // There already; or no mapping of ours any more: the process finds out by itself.
+            Err(Errno::EXIST | Errno::NOENT) => self.wake(address),
+            Err(e) => Err(stopped(address, Source::default(), e)),
+        }
+    }
+
+    fn wake(&self, address: u64) -> Result<(), Stopped> {
+        match self.uffd.wake(address, PAGE) {
+            Ok(()) => Ok(()),
+            Err(e) => Err(stopped(address, Source::default(), e)),
+        }
+    }
+
+    /// Copies `piece`; what could not be is in the error.
+    fn copy(&self, pages: &Pages, piece: Piece) -> Result<(), (Piece, Stopped)> {
+        let mut rest = piece;
+        // A mapping may have been split since: a copy must stay within one.
+        let mut length = rest.len();
+        while !rest.is_empty() {
+            length = length.min(rest.len());
+            let copied = self.uffd.copy(rest.start, pages.address(rest.source), length);
+            rest = rest.part(rest.start.saturating_add(copied.bytes), rest.end);
+            let Some(error) = copied.stopped else {
+                length = rest.len();
+                continue;
+            };
+            match error {
+                // The next copy names what stopped this one.
+                Errno::AGAIN if copied.bytes > 0 => {}
+                Errno::EXIST => {
+                    // Who waits for it may have come before the page.
+                    if let Err(stopped) = self.wake(rest.start) {
+                        return Err((rest, stopped));
+                    }
+                    rest = rest.part(rest.start.saturating_add(PAGE), rest.end);
+                }
+                Errno::NOENT if length > PAGE => length = length / PAGE / 2 * PAGE,
+                Errno::NOENT if self.registered.load(Ordering::Acquire) => {
+                    if let Err(stopped) = self.wake(rest.start) {
+                        return Err((rest, stopped));
+                    }
+                    rest = rest.part(rest.start.saturating_add(PAGE), rest.end);
+                    length = rest.len();
+                }
+                Errno::NOENT => return Err((rest, Stopped::Busy)),
+                error => return Err((rest, stopped(rest.start, rest.source, error))),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an error of the kernel means.
+fn stopped(address: u64, from: Source, error: Errno) -> Stopped {
+    match error {
+        Errno::AGAIN => Stopped::Busy,
+        Errno::NOMEM => Stopped::Starved,
+        // The second is what kernels before 5.x say.
+        Errno::SRCH | Errno::NOSPC => Stopped::Ended,
+        error => failed(address, from, error),
+    }
+}
+
+fn failed(address: u64, from: Source, error: Errno) -> Stopped {
+    Stopped::Failed(CopyError { address, from, source: error.into() })
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Processes that live while their memory arrives. Every page of every one is compared with what must be in it.
+
+use std::io::Read;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use pager::{Told, hear};
+
+use crate::support::{Heard, Node, keep};
+
+/// What a restored process says at its end; empty when all its memory was right.
+fn end(mut child: Child) -> String {
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let status = child.wait().unwrap();
+    if status.success() { said } else { format!("{said}{status}") }
+}
+
+fn live(seeds: std::ops::Range<u64>, threads: usize, steps: u64, delay: u64) {
+    let node = Node::new();
+    for seed in seeds {
+        let (served, keeper) = node.serve(threads);
+        let heard = std::thread::spawn(move || keep(&keeper));
+        let mut restored = node.restored(seed, steps, delay);
+        // The memory is there long before the process is done with it.
+        let figures = served.join().unwrap().inspect_err(|_| restored.kill().unwrap()).unwrap();
+        assert_eq!(end(restored), "", "seed {seed}");
+        assert!(figures.bytes > 0 && figures.faults > 0, "{figures:?}");
+        assert!(heard.join().unwrap().held.is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
+fn memory_is_right_while_one_thread_fills() {
+    live(1..9, 1, 150, 0);
+}
+
+#[test]
+fn memory_is_right_while_two_threads_fill_and_every_step_waits() {
+    live(10..16, 2, 150, 400);
+}
+
+#[test]
+fn memory_is_right_while_four_threads_fill() {
+    live(20..28, 4, 300, 20);
+}
+
+#[test]
+fn several_restores_are_served_at_once() {
+    std::thread::scope(|scope| {
+        for seed in [40, 50, 60] {
+            scope.spawn(move || live(seed..seed + 2, 2, 120, 50));
+        }
+    });
+}
+
+#[test]
+fn a_process_that_is_killed_ends_its_pager() {
+    for seed in 70..76 {
+        let node = Node::new();
+        let (served, keeper) = node.serve(1);
+        let mut restored = node.restored(seed, 1_000_000, 0);
+        // Its userfaultfd has come; the mark may have or not.
+        assert!(matches!(hear(&keeper).unwrap(), Some(Told::Hold(..))));
+        std::thread::sleep(Duration::from_micros(seed * 137 % 3000));
+        restored.kill().unwrap();
+        restored.wait().unwrap();
+        let heard = std::thread::spawn(move || while hear(&keeper).unwrap().is_some() {});
+        // Both are right: all was there, or nobody wanted it any more.
+        drop(served.join().unwrap());
+        heard.join().unwrap();
+    }
+}
+
+#[test]
+fn a_pager_that_is_killed_leaves_nobody_with_wrong_memory() {
+    let mut waited = 0;
+    for seed in 80..92 {
+        let node = Node::new();
+        let (mut pager, keeper) = node.process(1);
+        let heard = std::thread::spawn(move || keep(&keeper));
+        let mut restored = node.restored(seed, 5, 300);
+        std::thread::sleep(Duration::from_micros(seed * 731 % 9000));
+        pager.kill().unwrap();
+        pager.wait().unwrap();
+        // As a keeper that has not seen the end yet.
+        let Heard { held, filled, .. } = heard.join().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(300);
+        while restored.try_wait().unwrap().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let over = restored.try_wait().unwrap().is_some();
+        waited += u32::from(!over);
+        let _ = restored.kill();
+        let said = end(restored);
+        assert!(!said.contains("wrong"), "seed {seed}: {said}");
+        assert!(over || !filled, "seed {seed}: all memory was there, and it does not end");
+        drop(held);
+    }
+    assert!(waited > 0, "the pager was never killed before its work was done");
+}
