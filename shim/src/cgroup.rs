@@ -19,6 +19,9 @@ use crate::error::TaskError;
 /// How long killed processes may take to leave the cgroup; those in disk wait take longer.
 const LEAVE: Duration = Duration::from_secs(2);
 
+/// `/dev/console`. Source: Linux `Documentation/admin-guide/devices.txt`.
+const CONSOLE: (i64, i64) = (5, 1);
+
 /// A container's cgroup; emptied and removed on drop unless kept.
 pub(crate) struct Cgroup {
     manager: AnyCgroupManager,
@@ -69,6 +72,7 @@ impl Cgroup {
                 freezer_state: None,
             };
             self.manager.apply(&options).map_err(failed("set the container's limits"))?;
+            deny_console(pid, resources)?;
         }
         Ok(())
     }
@@ -109,6 +113,25 @@ impl Drop for Cgroup {
         if let Err(e) = self.manager.remove() {
             log::warn!("cannot remove the cgroup of a failed restore: {e}");
         }
+    }
+}
+
+/// Takes back a rule for cgroup v1 that the library adds by itself and the OCI runtime does not: the node's console,
+/// which only a spec that names it may open.
+fn deny_console(pid: i32, resources: &LinuxResources) -> Result<(), TaskError> {
+    let is = |number: Option<i64>, wanted: i64| number.is_none_or(|number| number < 0 || number == wanted);
+    let named = resources
+        .devices()
+        .iter()
+        .flatten()
+        .any(|rule| rule.allow() && is(rule.major(), CONSOLE.0) && is(rule.minor(), CONSOLE.1));
+    match paths(pid)?.get("devices") {
+        Some(cgroup) if !named => {
+            let rule = format!("c {}:{} rwm", CONSOLE.0, CONSOLE.1);
+            std::fs::write(cgroup.join("devices.deny"), rule)
+                .map_err(TaskError::io("deny the node's console"))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

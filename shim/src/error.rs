@@ -38,13 +38,11 @@ pub(crate) enum TaskError {
         /// Why.
         source: containerd_shim::Error,
     },
-    /// The OCI runtime failed.
-    #[error("OCI runtime {verb} of container {container} failed: {said}")]
+    /// The OCI runtime failed. In the words of containerd's own shim, which programs that watch pods know.
+    #[error("OCI runtime {verb} failed: {said}")]
     Runtime {
         /// The runtime's command.
         verb: &'static str,
-        /// Container id.
-        container: String,
         /// The runtime's own words.
         said: String,
     },

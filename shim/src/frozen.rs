@@ -25,8 +25,8 @@ pub(crate) struct Images {
 }
 
 /// Images of things that CRIU would restore with its own rights and nothing here judges: a security policy,
-/// credentials of old versions that override those judged, user namespaces, binary formats of the host.
-const FOREIGN: [&str; 4] = ["apparmor.", "creds-", "userns-", "binfmt-misc"];
+/// credentials of old versions that override those judged, binary formats of the host.
+const FOREIGN: [&str; 3] = ["apparmor.", "creds-", "binfmt-misc"];
 
 /// Why the images cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,9 @@ pub(crate) enum ImagesError {
     /// One that CRIU would act on, and that no container of this runtime has.
     #[error("its images hold {0}, which a pod's container never has; it cannot be restored")]
     Foreign(String),
+    /// Users of its own: CRIU would map them, and cannot put them into the new pod's network namespace.
+    #[error("it was frozen in a user namespace, which cannot be restored: leave out `hostUsers: false`")]
+    UserNamespace,
     /// CRIU would restore into the mount namespace of the host.
     #[error("its images give it no mount namespace of its own; it cannot be restored")]
     NoMountNamespace,
@@ -67,6 +70,9 @@ impl Images {
     pub(crate) fn read(container: &ContainerDir, addresses: &[IpAddr]) -> Result<Self, ImagesError> {
         let dir = ImagesDir::open(container.images_dir().try_clone_to_owned()?);
         let names = dir.names()?;
+        if names.iter().any(|name| name.starts_with("userns-")) {
+            return Err(ImagesError::UserNamespace);
+        }
         if let Some(foreign) = names.iter().find(|name| FOREIGN.iter().any(|stem| name.starts_with(stem))) {
             return Err(ImagesError::Foreign(foreign.clone()));
         }

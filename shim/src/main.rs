@@ -19,6 +19,8 @@ mod error;
 mod events;
 mod exec;
 mod frozen;
+#[allow(unsafe_code)] // mount_setattr, and a child in a user namespace
+mod idmap;
 mod implied;
 mod kill;
 mod members;
@@ -53,6 +55,10 @@ const KEEP: Duration = Duration::from_secs(u32::MAX as u64);
 /// One thread runs everything: a shim is idle nearly all its life and there is one per pod. What blocks
 /// (mount, CRIU, image parsing) goes to the blocking pool.
 fn main() -> std::io::Result<()> {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == idmap::HOLD) {
+        idmap::hold();
+        return Ok(());
+    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(KEEP).build()?;
     // Exits are reaped in `reaper`.

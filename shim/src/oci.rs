@@ -164,7 +164,6 @@ impl Oci {
             Ok(value) => Ok(value),
             Err(source) => Err(TaskError::Runtime {
                 verb,
-                container: self.id.clone(),
                 said: last_error(&log, logged).await.unwrap_or_else(|| source.to_string()),
             }),
         }

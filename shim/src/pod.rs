@@ -60,6 +60,15 @@ impl Pod {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
+    /// Removes the file of the socket that containerd speaks to this shim by; connections that there are go on.
+    pub(crate) async fn remove_socket(&self) {
+        let Ok(address) = tokio::fs::read_to_string(self.bundle.join("address")).await else { return };
+        let path = address.strip_prefix("unix://").unwrap_or(&address);
+        if let Err(e) = tokio::fs::remove_file(path).await {
+            log::debug!("cannot remove {path}: {e}");
+        }
+    }
+
     /// The checkpoint that container `name` of this pod was last restored from.
     pub(crate) fn restored_from(&self, name: &str) -> Option<String> {
         self.restored.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()

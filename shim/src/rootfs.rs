@@ -9,7 +9,7 @@ use log::warn;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 use crate::error::TaskError;
-use crate::implied;
+use crate::{idmap, implied};
 
 /// A checkpoint's writable layer.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +58,8 @@ impl Rootfs {
                 implied::create(&mount.options, layer.implied).map_err(failed)?;
                 mount.options = options;
             }
+            let folder = target.with_file_name("lower");
+            let _mapped = idmap::map(&mut mount, folder).map_err(failed)?;
             containerd_shim::asynchronous::util::mount_rootfs(&mount, &target)
                 .await
                 .map_err(|e| failed(std::io::Error::other(e)))?;

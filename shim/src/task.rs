@@ -220,6 +220,8 @@ impl Task for TaskService {
         if self.pod.is_empty() {
             info!("the last container is gone, the shim ends");
             self.pod.events.flush().await;
+            // containerd removes the bundle, where the socket's name is kept, as soon as this is answered.
+            self.pod.remove_socket().await;
             self.exit.signal();
         } else {
             debug!("shutdown asked while containers are left");

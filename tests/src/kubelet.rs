@@ -31,6 +31,7 @@ pub mod settings;
 pub mod start;
 pub mod state;
 pub mod stop;
+pub mod stream;
 pub mod sub_path;
 pub mod volumes;
 

@@ -29,6 +29,12 @@ const CGROUP: u32 = 12;
 const MQUEUE: u32 = 14;
 const CGROUP2: u32 = 23;
 
+/// Whether mounts made inside are to appear on the node. CRIU makes a mount from outside anew, in a peer group of
+/// its own.
+fn is_shared(mount: &Mount) -> bool {
+    mount.options().iter().flatten().any(|option| option == "shared" || option == "rshared")
+}
+
 /// Fills in the plan's mounts, or adds what is against them.
 pub(super) fn plan(
     frozen: &Frozen,
@@ -108,6 +114,9 @@ impl<'a> Wanted<'a> {
         }
         let source = match self.mounts.get(&mountpoint) {
             Some(wanted) if is_bind(wanted) => {
+                if is_shared(wanted) {
+                    return Err(Reason::MountShared { mountpoint });
+                }
                 restricted(mount, restrictions(wanted), mountpoint)?;
                 wanted.source().clone().unwrap_or_default()
             }

@@ -129,6 +129,14 @@ pub enum Reason {
         /// `ro, nosuid`.
         missing: String,
     },
+    /// A mount that passes mounts made inside on to the node.
+    #[error(
+        "the new container's mount at {mountpoint:?} has mountPropagation Bidirectional, which cannot be restored: use HostToContainer, or start the container afresh"
+    )]
+    MountShared {
+        /// Where.
+        mountpoint: PathBuf,
+    },
     /// A cgroup v1 mount for which there is no cgroup.
     #[error(
         "the container had the cgroup mount {mountpoint:?} when frozen, for which this node has no cgroup: use a node with the same cgroup version"

@@ -310,6 +310,12 @@ fn the_mounts_of_a_real_container_are_allowed() {
 }
 
 #[test]
+fn a_mount_that_passes_mounts_on_to_the_node_is_refused() {
+    refused("Bidirectional", |_, spec| spec["mounts"][3]["options"] = json!(["rbind", "rshared", "rw"]));
+    allowed(|_, spec| spec["mounts"][3]["options"] = json!(["rbind", "rslave", "rw"]));
+}
+
+#[test]
 fn hooks_are_refused_and_empty_lists_of_them_are_not() {
     refused("OCI hooks (prestart, poststop)", |_, spec| {
         let hook = json!([{ "path": "/bin/true" }]);

@@ -18,7 +18,7 @@ async fn a_create_that_the_runtime_refuses_says_why_and_leaves_nothing() {
     node.runc("fail create exec: \"nonsense\": executable file not found in $PATH");
     let refused = shim.create(&bundle).await.unwrap_err();
     assert_eq!(refused.code, Code::UNKNOWN);
-    for part in ["create of container c1", "\"nonsense\": executable file not found"] {
+    for part in ["OCI runtime create failed", "\"nonsense\": executable file not found"] {
         assert!(refused.text.contains(part), "{}", refused.text);
     }
     shim.is_as_before(&bundle, &before).await;

@@ -85,6 +85,7 @@ impl<'a> Steps<'a> {
             uid: &state.uid,
             container: &self.container,
             attempt: 0,
+            target_id: None,
             image: &self.image(image).await?,
             env: Vec::new(),
             mounts: self.mounts()?,

@@ -3,8 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::kubelet::cri::CriError;
 use crate::kubelet::error::KubeletError;
 use crate::kubelet::http::GetError;
+use crate::kubelet::stream::StreamError;
 
 /// A failed step of a test.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +17,12 @@ pub enum HarnessError {
     /// The frozen program did not answer.
     #[error(transparent)]
     Get(#[from] GetError),
+    /// A stream of exec, attach or port-forward.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The runtime.
+    #[error(transparent)]
+    Cri(#[from] CriError),
     /// A file of the node.
     #[error("cannot {verb} {}", .path.display())]
     File {

@@ -26,6 +26,8 @@ pub struct Instance<'a> {
     pub container: &'a Container,
     /// How often it was made before.
     pub attempt: u32,
+    /// The id of the container whose processes it sees.
+    pub target_id: Option<&'a str>,
     /// Its image on the node.
     pub image: &'a Image,
     /// Its environment.
@@ -67,7 +69,13 @@ impl Instance<'_> {
             tty: container.tty,
             linux: Some(LinuxContainerConfig {
                 resources: Some(self.resources),
-                security_context: Some(security::of_container(pod, container, &user, self.seccomp_default)),
+                security_context: Some(security::of_container(
+                    pod,
+                    container,
+                    self.target_id,
+                    &user,
+                    self.seccomp_default,
+                )),
             }),
         }
     }
@@ -147,6 +155,7 @@ mod tests {
             uid: "u",
             container: &pod.spec.containers[0],
             attempt,
+            target_id: None,
             image: &Image { id: "sha256:1".into(), ..Image::default() },
             env: vec![KeyValue { key: "A".into(), value: "x".into() }],
             mounts: Vec::new(),

@@ -208,6 +208,14 @@ calls! {
     reopen_container_log "ReopenContainerLog" runtime (ReopenContainerLogRequest) -> ReopenContainerLogResponse;
     /// Runs a command in a container and waits for it.
     exec_sync "ExecSync" runtime (ExecSyncRequest) -> ExecSyncResponse;
+    /// Asks where a command can be run with streams.
+    exec "Exec" runtime (ExecRequest) -> ExecResponse;
+    /// Asks where a container's streams can be had.
+    attach "Attach" runtime (AttachRequest) -> AttachResponse;
+    /// Asks where a pod's ports can be reached.
+    port_forward "PortForward" runtime (PortForwardRequest) -> PortForwardResponse;
+    /// Asks what all containers use.
+    list_container_stats "ListContainerStats" runtime (ListContainerStatsRequest) -> ListContainerStatsResponse;
     /// Asks what a container uses.
     container_stats "ContainerStats" runtime (ContainerStatsRequest) -> ContainerStatsResponse;
     /// Writes a container's checkpoint to an archive.
@@ -237,6 +245,7 @@ general_deadline! {
     VersionRequest StopPodSandboxRequest RemovePodSandboxRequest PodSandboxStatusRequest ListPodSandboxRequest
     CreateContainerRequest StartContainerRequest RemoveContainerRequest ContainerStatusRequest
     ListContainersRequest UpdateContainerResourcesRequest ReopenContainerLogRequest ContainerStatsRequest
+    ExecRequest AttachRequest PortForwardRequest ListContainerStatsRequest
     CheckpointContainerRequest ListImagesRequest ImageStatusRequest PullImageRequest RemoveImageRequest
 }
 

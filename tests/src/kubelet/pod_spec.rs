@@ -58,6 +58,10 @@ pub struct PodSpec {
     pub host_network: bool,
     #[serde(default, rename = "hostPID")]
     pub host_pid: bool,
+    #[serde(default, rename = "hostIPC")]
+    pub host_ipc: bool,
+    #[serde(default = "yes")]
+    pub host_users: bool,
     #[serde(default)]
     pub share_process_namespace: bool,
     #[serde(default)]
@@ -105,6 +109,10 @@ pub struct Container {
     pub stdin_once: bool,
     #[serde(default)]
     pub tty: bool,
+    /// `Always` on an init container makes it a sidecar.
+    pub restart_policy: Option<RestartPolicy>,
+    /// Of an ephemeral container: whose processes it sees.
+    pub target_container_name: Option<String>,
 }
 
 /// `env[]`.
@@ -167,6 +175,8 @@ pub struct VolumeMount {
     pub sub_path: String,
     #[serde(default)]
     pub read_only: bool,
+    #[serde(default)]
+    pub mount_propagation: MountPropagation,
 }
 
 /// `ports[]`.
@@ -363,6 +373,10 @@ api_enum!(
 api_enum!(
     /// `dnsPolicy`.
     DnsPolicy: ClusterFirst, Default
+);
+api_enum!(
+    /// `volumeMounts[].mountPropagation`.
+    MountPropagation: None, HostToContainer, Bidirectional
 );
 api_enum!(
     /// `imagePullPolicy`; nothing is ever pulled here, so `Always` is not supported.

@@ -13,7 +13,7 @@ use super::cri::api::{
 };
 use super::error::KubeletError;
 use super::pod_dir::{self, PodDir, make_dir, random_uid};
-use super::pod_spec::{Container, Pod};
+use super::pod_spec::{Container, Pod, RestartPolicy};
 use super::resources::{self, Amounts};
 use super::state::PodState;
 use super::{cgroup, sandbox, volumes};
@@ -35,7 +35,9 @@ impl Kubelet {
         self.save(&state)?;
         for container in state.pod.spec.init_containers.clone() {
             self.start_container(&mut state, &container, 0).await?;
-            self.wait_for_init(&state, &container).await?;
+            if container.restart_policy != Some(RestartPolicy::Always) {
+                self.wait_for_init(&state, &container).await?;
+            }
         }
         for container in state.pod.spec.containers.clone() {
             self.start_container(&mut state, &container, 0).await?;

@@ -6,8 +6,8 @@
 
 use super::cri::api::security_profile::ProfileType;
 use super::cri::api::{
-    Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, SecurityProfile,
+    Capability, IdMapping, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, SecurityProfile, UserNamespace,
 };
 use super::pod_spec::{Container, Pod, SeccompProfile};
 
@@ -44,7 +44,7 @@ pub struct ImageUser {
 pub fn of_sandbox(pod: &Pod) -> LinuxSandboxSecurityContext {
     let context = &pod.spec.security_context;
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, None)),
         run_as_user: context.run_as_user.map(|value| Int64Value { value }),
         run_as_group: context.run_as_group.map(|value| Int64Value { value }),
         supplemental_groups: groups(pod),
@@ -58,6 +58,7 @@ pub fn of_sandbox(pod: &Pod) -> LinuxSandboxSecurityContext {
 pub fn of_container(
     pod: &Pod,
     container: &Container,
+    target_id: Option<&str>,
     image: &ImageUser,
     seccomp_default: bool,
 ) -> LinuxContainerSecurityContext {
@@ -72,7 +73,7 @@ pub fn of_container(
             drop_capabilities: capabilities.drop,
         }),
         privileged: own.privileged,
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, target_id)),
         run_as_user: (!by_name).then_some(Int64Value { value: uid }),
         run_as_username: if by_name { image.username.clone() } else { String::new() },
         run_as_group: own.run_as_group.or(of_pod.run_as_group).map(|value| Int64Value { value }),
@@ -103,16 +104,34 @@ fn profile(kind: ProfileType) -> SecurityProfile {
     SecurityProfile { profile_type: kind.into(), localhost_ref: String::new() }
 }
 
-fn namespaces(pod: &Pod) -> NamespaceOption {
+/// The identities of a pod with users of its own. kubelet gives each such pod a range of 65536; here one is enough.
+const USERS: IdMapping = IdMapping { host_id: 65536 * 16, container_id: 0, length: 65536 };
+
+/// `target_id`: the container whose processes an ephemeral one sees.
+fn namespaces(pod: &Pod, target_id: Option<&str>) -> NamespaceOption {
     let network = if pod.spec.host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
-    let pid = if pod.spec.host_pid {
+    let pid = if target_id.is_some() {
+        NamespaceMode::Target
+    } else if pod.spec.host_pid {
         NamespaceMode::Node
     } else if pod.spec.share_process_namespace {
         NamespaceMode::Pod
     } else {
         NamespaceMode::Container
     };
-    NamespaceOption { network: network.into(), pid: pid.into(), ipc: NamespaceMode::Pod.into() }
+    let ipc = if pod.spec.host_ipc { NamespaceMode::Node } else { NamespaceMode::Pod };
+    let users = if pod.spec.host_users {
+        UserNamespace { mode: NamespaceMode::Node.into(), ..UserNamespace::default() }
+    } else {
+        UserNamespace { mode: NamespaceMode::Pod.into(), uids: vec![USERS], gids: vec![USERS] }
+    };
+    NamespaceOption {
+        network: network.into(),
+        pid: pid.into(),
+        ipc: ipc.into(),
+        target_id: target_id.unwrap_or_default().to_owned(),
+        userns_options: Some(users),
+    }
 }
 
 fn groups(pod: &Pod) -> Vec<i64> {
@@ -140,7 +159,7 @@ mod tests {
              containers: [{{name: c, image: i, securityContext: {{{container}}}}}]}}}}"
         ))
         .unwrap();
-        of_container(&pod, &pod.spec.containers[0], image, false)
+        of_container(&pod, &pod.spec.containers[0], None, image, false)
     }
 
     #[test]

@@ -9,28 +9,28 @@ use super::cri::CriError;
 use super::cri::api::ImageSpec;
 use super::cri::api::{
     ContainerState as CriState, ContainerStatus, ContainerStatusRequest, CreateContainerRequest, Image,
-    ImageStatusRequest, Mount, RemoveContainerRequest, StartContainerRequest, StopContainerRequest,
+    ImageStatusRequest, Mount, MountPropagation as CriPropagation, RemoveContainerRequest,
+    StartContainerRequest, StopContainerRequest,
 };
 use super::env::{self, Facts};
 use super::error::KubeletError;
 use super::pod_dir::{self, make_dir};
-use super::pod_spec::Container;
+use super::pod_spec::{Container, MountPropagation};
 use super::resources::{self, Amounts};
 use super::state::{ContainerState, PodState};
 use super::{sandbox, sub_path};
 
 impl Kubelet {
-    /// Makes and starts a container. When it cannot be started it is removed again, and the error has the
-    /// runtime's words; the pod stays.
+    /// Makes a container, which does not run yet. It becomes the pod's only when it is started.
     ///
     /// # Errors
     /// [`KubeletError::Cri`], [`KubeletError::NoImage`], [`KubeletError::File`].
-    pub async fn start_container(
+    pub async fn create_container(
         &self,
-        state: &mut PodState,
+        state: &PodState,
         container: &Container,
         attempt: u32,
-    ) -> Result<(), KubeletError> {
+    ) -> Result<ContainerState, KubeletError> {
         let image = self.image(&container.image).await?;
         let dir = self.pod_dir(state);
         dir.write_etc_hosts(&etc_hosts_text(state)?)?;
@@ -55,13 +55,30 @@ impl Kubelet {
             sandbox_config: Some(sandbox_config),
         };
         let id = self.cri.create_container(request).await?.container_id;
-        if let Err(error) = self.cri.start_container(StartContainerRequest { container_id: id.clone() }).await
+        Ok(ContainerState { id, attempt, log, termination_log })
+    }
+
+    /// Makes and starts a container. When it cannot be started it is removed again, and the error has the
+    /// runtime's words; the pod stays.
+    ///
+    /// # Errors
+    /// [`KubeletError::Cri`], [`KubeletError::NoImage`], [`KubeletError::File`].
+    pub async fn start_container(
+        &self,
+        state: &mut PodState,
+        container: &Container,
+        attempt: u32,
+    ) -> Result<(), KubeletError> {
+        let made = self.create_container(state, container, attempt).await?;
+        let container_id = made.id.clone();
+        if let Err(error) =
+            self.cri.start_container(StartContainerRequest { container_id: container_id.clone() }).await
         {
             // The start's error is the one that matters; what cannot be removed now is removed with the pod.
-            let _ = self.cri.remove_container(RemoveContainerRequest { container_id: id }).await;
+            let _ = self.cri.remove_container(RemoveContainerRequest { container_id }).await;
             return Err(error.into());
         }
-        state.containers.insert(container.name.clone(), ContainerState { id, attempt, log, termination_log });
+        state.containers.insert(container.name.clone(), made);
         self.save(state)
     }
 
@@ -105,6 +122,8 @@ impl Kubelet {
         image: &'a Image,
         mounts: Vec<Mount>,
     ) -> Result<Instance<'a>, KubeletError> {
+        let target =
+            container.target_container_name.as_deref().map(|name| state.container(name)).transpose()?;
         let facts = Facts {
             pod: &state.pod,
             uid: &state.uid,
@@ -121,6 +140,7 @@ impl Kubelet {
             uid: &state.uid,
             container,
             attempt,
+            target_id: target.map(|target| target.id.as_str()),
             image,
             env: env::of_container(container, &facts)?,
             mounts,
@@ -139,7 +159,13 @@ impl Kubelet {
             } else {
                 sub_path::bind(&dir, volume, wanted, &container.name, index)?
             };
-            mounts.push(mount(&wanted.mount_path, &source, wanted.read_only));
+            let propagation = match wanted.mount_propagation {
+                MountPropagation::None => CriPropagation::PropagationPrivate,
+                MountPropagation::HostToContainer => CriPropagation::PropagationHostToContainer,
+                MountPropagation::Bidirectional => CriPropagation::PropagationBidirectional,
+            };
+            let mount = mount(&wanted.mount_path, &source, wanted.read_only);
+            mounts.push(Mount { propagation: propagation.into(), ..mount });
         }
         Ok(mounts)
     }

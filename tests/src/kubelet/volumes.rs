@@ -12,7 +12,7 @@ use rustix::mount::MountFlags;
 use super::error::KubeletError;
 use super::payload;
 use super::pod_dir::{PodDir, make_dir, random_text, set_mode};
-use super::pod_spec::{EmptyDir, HostPath, HostPathType, Medium, Pod, Volume, VolumeMount};
+use super::pod_spec::{EmptyDir, HostPath, HostPathType, Medium, MountPropagation, Pod, Volume, VolumeMount};
 use super::settings::Settings;
 
 /// Where containers find their service account. Source: Kubernetes, the service account admission plugin.
@@ -35,6 +35,7 @@ pub fn name_service_account(pod: &mut Pod) -> Option<String> {
                 name: name.clone(),
                 mount_path: SERVICE_ACCOUNT_PATH.to_owned(),
                 sub_path: String::new(),
+                mount_propagation: MountPropagation::None,
                 read_only: true,
             });
         }
