@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Benchmarks on a real node, in one run and in turns, so that all cases meet the same machine.
 //!
-//! Every restore ends with a comparison of all the program's memory with what it was when it was frozen: a
-//! repetition that does not hold is an error, not a number.
+//! Here is that of restores. Every one ends with a comparison of all the program's memory with what it was when it was
+//! frozen: a repetition that does not hold is an error, not a number. What a pod's shim costs is in [`shim`].
 
 mod archive;
 mod bundle;
@@ -17,6 +17,7 @@ mod record;
 mod registry;
 mod report;
 mod runc;
+mod shim;
 mod steps;
 mod thaw;
 mod workload;
@@ -34,6 +35,7 @@ use self::heartbeat::Heartbeat;
 use self::machine::Machine;
 use self::record::{Record, Results};
 use self::registry::Registry;
+pub use self::shim::{ShimArgs, shim};
 use crate::kubelet::Kubelet;
 use crate::kubelet::cri::api::{ImageSpec, PullImageRequest};
 use crate::kubelet::settings::Settings;
@@ -129,7 +131,7 @@ pub async fn restore(args: RestoreArgs) -> anyhow::Result<()> {
     }
     print!("{}", report::table(&machine, &results));
     if let Some(file) = &args.json {
-        fs::write(file, format!("{:#}\n", report::json(&machine, &results)))
+        fs::write(file, format!("{:#}\n", report::json(&machine, &results, report::ratios(&results))))
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
     if failures > 0 {

@@ -15,6 +15,7 @@ pub mod node;
 pub mod parity;
 pub mod pods;
 pub mod process;
+pub mod shim;
 pub mod thaw;
 
 pub use self::error::HarnessError;

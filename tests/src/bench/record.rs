@@ -17,6 +17,8 @@ pub(crate) enum Unit {
     S,
     /// Bytes.
     Bytes,
+    /// A number of things.
+    Count,
 }
 
 /// The repetitions of one measurement.
@@ -139,6 +141,11 @@ impl Record {
     #[allow(clippy::cast_precision_loss, reason = "no disk has 2^53 bytes")]
     pub(crate) fn bytes(&mut self, metric: &str, value: u64) {
         self.0.push((metric.to_owned(), Unit::Bytes, value as f64));
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "no process has 2^53 of anything")]
+    pub(crate) fn count(&mut self, metric: &str, value: usize) {
+        self.0.push((metric.to_owned(), Unit::Count, value as f64));
     }
 }
 

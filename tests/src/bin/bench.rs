@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use thaw_tests::bench::{self, RestoreArgs};
+use thaw_tests::bench::{self, RestoreArgs, ShimArgs};
 
 /// Measures on a disposable node; run it with scripts/bench.
 #[derive(Debug, Parser)]
@@ -18,12 +18,17 @@ struct Cli {
 enum What {
     /// From a checkpoint to a running program, by thaw and by what there is without it.
     Restore(RestoreArgs),
+    /// What a pod's shim costs, beside the one that ships with containerd.
+    Shim(ShimArgs),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let What::Restore(args) = Cli::parse().what;
-    match bench::restore(args).await {
+    let measured = match Cli::parse().what {
+        What::Restore(args) => bench::restore(args).await,
+        What::Shim(args) => bench::shim(args).await,
+    };
+    match measured {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

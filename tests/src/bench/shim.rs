@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a pod's shim costs, beside the shim that ships with containerd: the same pods under both runtime handlers, in
+//! turns; memory, threads and descriptors of their shims, and how long pods take to start and commands to run in them.
+
+mod report;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::command;
+use super::machine::Machine;
+use super::record::{Record, Results};
+use crate::harness::shim::{footprint, pid};
+use crate::kubelet::Kubelet;
+use crate::kubelet::pod_spec::Pod;
+use crate::kubelet::settings::Settings;
+use crate::kubelet::state::PodState;
+
+/// The runtime handlers, theirs and ours.
+const HANDLERS: [&str; 2] = ["runc", "thaw"];
+/// The programs that serve them.
+const PROGRAMS: [(&str, &str); 2] =
+    [("runc", "/usr/bin/containerd-shim-runc-v2"), ("thaw", "/usr/local/bin/containerd-shim-thaw-v1")];
+/// How long shims are left alone before they are looked at: both give memory back to the kernel some time after
+/// they used it.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How often a command is run in each pod.
+const EXECS: u32 = 3;
+/// The seconds that it may take.
+const EXEC_LIMIT: i64 = 30;
+
+/// What is measured, and how often.
+#[derive(Debug, Args)]
+pub struct ShimArgs {
+    /// Repetitions of start and exec under each handler.
+    #[arg(long, default_value_t = 20)]
+    runs: u32,
+    /// How many pods run at a time while memory is measured.
+    #[arg(long, value_delimiter = ',', default_value = "1,10,100")]
+    pods: Vec<usize>,
+    /// How many restored pods run at a time while their memory is measured; 0 for none.
+    #[arg(long, default_value_t = 10)]
+    restored: usize,
+    /// Write the results here too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Measures shims.
+///
+/// # Errors
+/// When a pod does not start, or its shim cannot be looked at.
+pub async fn shim(args: ShimArgs) -> anyhow::Result<()> {
+    let machine = Machine::look();
+    let kubelet = Kubelet::connect(Settings::from_env()).await?;
+    let mut results = Results::default();
+    let measured = measure(&kubelet, &args, &mut results).await;
+    remove_pods(&kubelet).await?;
+    measured?;
+    print!("{}", report::table(&machine, &results));
+    if let Some(file) = &args.json {
+        let json = super::report::json(&machine, &results, report::ratios(&results));
+        fs::write(file, format!("{json:#}\n")).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+async fn measure(kubelet: &Kubelet, args: &ShimArgs, results: &mut Results) -> anyhow::Result<()> {
+    let mut record = Record::default();
+    for (handler, program) in PROGRAMS {
+        let size = fs::metadata(program).with_context(|| format!("no {program}"))?.len();
+        record.bytes(&format!("{handler}.binary"), size);
+    }
+    results.add("shim", record);
+    for run in 1..=args.runs {
+        eprintln!("start and exec: run {run} of {}", args.runs);
+        for handler in turns(run) {
+            let mut record = Record::default();
+            start(kubelet, handler, &mut record).await?;
+            results.add("shim", record);
+        }
+    }
+    for &count in &args.pods {
+        for handler in HANDLERS {
+            eprintln!("{count} pods under {handler}");
+            let mut record = Record::default();
+            crowd(kubelet, handler, count, None, &mut record).await?;
+            results.add(&format!("shim.{count}"), record);
+        }
+    }
+    if args.restored > 0 {
+        eprintln!("{} restored pods", args.restored);
+        let checkpoint = freeze(kubelet).await?;
+        let mut record = Record::default();
+        crowd(kubelet, "thaw", args.restored, Some(&checkpoint), &mut record).await?;
+        results.add(&format!("shim.restored.{}", args.restored), record);
+        command::run("thaw", &["rm", &checkpoint])?;
+    }
+    Ok(())
+}
+
+/// Each run begins with another handler, for who comes second finds caches warm.
+fn turns(run: u32) -> [&'static str; 2] {
+    let [first, second] = HANDLERS;
+    if run.is_multiple_of(2) { [second, first] } else { [first, second] }
+}
+
+/// Starts a pod and runs a command in it some times, all on the clock; removes it.
+async fn start(kubelet: &Kubelet, handler: &str, record: &mut Record) -> anyhow::Result<()> {
+    kubelet.cri.take_times();
+    let state = kubelet.run(pod(&format!("bench-{handler}"), handler, None)?).await?;
+    let times = kubelet.cri.take_times();
+    let mut all = 0.0;
+    for (step, call) in
+        [("sandbox", "RunPodSandbox"), ("create", "CreateContainer"), ("start", "StartContainer")]
+    {
+        let time = times.iter().find(|time| time.call == call).with_context(|| format!("no {call}"))?;
+        record.seconds(&format!("{handler}.{step}"), time.ms / 1e3);
+        all += time.ms / 1e3;
+    }
+    record.seconds(&format!("{handler}.pod"), all);
+    for _ in 0..EXECS {
+        exec(kubelet, &state, handler, record).await?;
+    }
+    kubelet.remove(&state, Some(0)).await?;
+    Ok(())
+}
+
+async fn exec(kubelet: &Kubelet, state: &PodState, handler: &str, record: &mut Record) -> anyhow::Result<()> {
+    kubelet.cri.take_times();
+    let output = kubelet.exec(state, "", &["true".to_owned()], EXEC_LIMIT).await?;
+    if output.exit_code != 0 {
+        bail!("a command in a pod under {handler} failed: {}", output.stderr);
+    }
+    let times = kubelet.cri.take_times();
+    let time = times.iter().find(|time| time.call == "ExecSync").context("no command was run")?;
+    record.seconds(&format!("{handler}.exec"), time.ms / 1e3);
+    Ok(())
+}
+
+/// Runs so many pods at a time and looks at their shims, before and after commands were run in them.
+async fn crowd(
+    kubelet: &Kubelet,
+    handler: &str,
+    count: usize,
+    checkpoint: Option<&str>,
+    record: &mut Record,
+) -> anyhow::Result<()> {
+    let mut pods = Vec::new();
+    for number in 1..=count {
+        pods.push(kubelet.run(pod(&format!("bench-{handler}-{number}"), handler, checkpoint)?).await?);
+    }
+    tokio::time::sleep(SETTLE).await;
+    look(&pods, handler, "", record)?;
+    for state in &pods {
+        for _ in 0..EXECS {
+            exec(kubelet, state, handler, &mut Record::default()).await?;
+        }
+    }
+    tokio::time::sleep(SETTLE).await;
+    look(&pods, handler, ".after_exec", record)?;
+    remove_pods(kubelet).await
+}
+
+fn look(pods: &[PodState], handler: &str, when: &str, record: &mut Record) -> anyhow::Result<()> {
+    for state in pods {
+        let found = footprint(pid(&state.sandbox_id)?)?;
+        record.bytes(&format!("{handler}.rss{when}"), found.rss);
+        record.bytes(&format!("{handler}.pss{when}"), found.pss);
+        record.bytes(&format!("{handler}.private_dirty{when}"), found.private_dirty);
+        record.count(&format!("{handler}.threads{when}"), found.threads);
+        record.count(&format!("{handler}.descriptors{when}"), found.descriptors);
+    }
+    Ok(())
+}
+
+/// A pod that does nothing.
+fn pod(name: &str, handler: &str, checkpoint: Option<&str>) -> anyhow::Result<Pod> {
+    let mut annotations = Map::new();
+    if let Some(reference) = checkpoint.and_then(|name| name.split_once('/')).map(|(_, rest)| rest) {
+        annotations.insert("thaw.dev/restore".to_owned(), Value::from(reference));
+    }
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {
+            "runtimeClassName": handler,
+            "containers": [{
+                "name": "main",
+                "image": "thaw.local/busybox:1",
+                "command": ["sleep", "1000000"],
+            }],
+        },
+    });
+    Ok(Pod::parse(&pod.to_string())?)
+}
+
+/// Freezes such a pod; returns the checkpoint's name.
+async fn freeze(kubelet: &Kubelet) -> anyhow::Result<String> {
+    let archive = Path::new("/var/tmp/thaw-bench-shim.tar");
+    let state = kubelet.run(pod("bench-frozen", "thaw", None)?).await?;
+    kubelet.checkpoint(&state, "", Some(archive)).await?;
+    kubelet.remove(&state, Some(0)).await?;
+    let name = command::run("thaw", &["import".as_ref(), archive.as_os_str()])?;
+    fs::remove_file(archive).context("cannot remove the archive")?;
+    Ok(name)
+}
+
+/// Removes every pod of this benchmark, whatever became of it.
+async fn remove_pods(kubelet: &Kubelet) -> anyhow::Result<()> {
+    for state in kubelet.list()? {
+        if state.pod.metadata.name.starts_with("bench-") {
+            kubelet.remove(&state, Some(0)).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_handlers_take_turns_in_being_first() {
+        assert_eq!(turns(1), ["runc", "thaw"]);
+        assert_eq!(turns(2), ["thaw", "runc"]);
+    }
+
+    #[test]
+    fn a_restored_pod_names_the_checkpoint_without_its_namespace() {
+        let pod = pod("p", "thaw", Some("default/line/id")).unwrap();
+        assert_eq!(pod.metadata.annotations["thaw.dev/restore"], "line/id");
+        assert!(super::pod("p", "runc", None).unwrap().metadata.annotations.is_empty());
+    }
+}
