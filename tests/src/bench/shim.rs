@@ -61,8 +61,9 @@ pub async fn shim(args: ShimArgs) -> anyhow::Result<()> {
     let mut results = Results::default();
     let measured = measure(&kubelet, &args, &mut results).await;
     remove_pods(&kubelet).await?;
-    measured?;
+    // What was measured before a failure is worth seeing, too.
     print!("{}", report::table(&machine, &results));
+    measured?;
     if let Some(file) = &args.json {
         let json = super::report::json(&machine, &results, report::ratios(&results));
         fs::write(file, format!("{json:#}\n")).with_context(|| format!("cannot write {}", file.display()))?;
@@ -194,7 +195,8 @@ fn pod(name: &str, handler: &str, checkpoint: Option<&str>) -> anyhow::Result<Po
             "containers": [{
                 "name": "main",
                 "image": "thaw.local/busybox:1",
-                "command": ["sleep", "1000000"],
+                // A bare sleep would end after its restore: the system call is interrupted.
+                "command": ["sh", "-c", "while :; do sleep 1000; done"],
             }],
         },
     });
