@@ -181,7 +181,8 @@ async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Ro
     let rootfs = Rootfs::mount(&request.req.rootfs, target, layer).await?;
     let (spec, at) = (request.spec.clone(), rootfs.path().to_owned());
     let plan = blocking(move || judge(&spec, &at, &source).map(|plan| (plan, source))).await;
-    let (plan, source) = plan?;
+    let (plan, mut source) = plan?;
+    source.images.forget_judged();
     let prepared = Prepared {
         source,
         plan,

@@ -8,16 +8,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use containerd_shim::event::Event;
-use containerd_shim::util::{convert_to_any, convert_to_timestamp, timestamp};
+use containerd_shim::util::{convert_to_timestamp, timestamp};
 use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::events::task::{TaskExit, TaskStart};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::{self, context::with_timeout};
 use log::{debug, error};
+use protobuf::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::any::{EVENTS, any};
 use crate::container::Container;
 use crate::process::Process;
 use crate::reaper::Exit;
@@ -30,6 +32,9 @@ const TRY_FOR: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(200);
 /// How long containerd may take over one event, as its own shims allow.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// Nothing has happened for so long: what the last verb needed can go.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The way to containerd's event service.
 pub(crate) struct Events {
@@ -49,14 +54,14 @@ impl Events {
     }
 
     /// Queues one event.
-    pub(crate) async fn publish(&self, event: impl Event + 'static) {
+    pub(crate) async fn publish(&self, event: impl Event + Message) {
         let topic = event.topic();
         let envelope = timestamp().and_then(|now| {
             Ok(Envelope {
                 timestamp: Some(now).into(),
                 namespace: self.namespace.clone(),
                 topic: topic.clone(),
-                event: Some(convert_to_any(Box::new(event))?).into(),
+                event: Some(any(EVENTS, &event)?).into(),
                 ..Default::default()
             })
         });
@@ -108,7 +113,7 @@ impl Events {
 async fn deliver(address: String, mut waiting: mpsc::Receiver<Envelope>, pending: Arc<AtomicUsize>) {
     // Connected before the first event, which then waits for nothing.
     let mut client = connect(&address).await.ok();
-    while let Some(envelope) = waiting.recv().await {
+    while let Some(envelope) = next(&mut waiting).await {
         let until = Instant::now() + TRY_FOR;
         while let Err(e) = forward(&address, &mut client, &envelope).await {
             client = None;
@@ -121,6 +126,15 @@ async fn deliver(address: String, mut waiting: mpsc::Receiver<Envelope>, pending
         }
         pending.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// The next event. When none comes for a while, memory is given back before it is waited for.
+async fn next(waiting: &mut mpsc::Receiver<Envelope>) -> Option<Envelope> {
+    if let Ok(event) = tokio::time::timeout(QUIET, waiting.recv()).await {
+        return event;
+    }
+    crate::memory::give_back();
+    waiting.recv().await
 }
 
 async fn connect(address: &str) -> ttrpc::Result<EventsClient> {

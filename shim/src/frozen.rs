@@ -24,6 +24,14 @@ pub(crate) struct Images {
     pub(crate) dir: ImagesDir,
 }
 
+impl Images {
+    /// Lets go of what only the plan needed: the source lives as long as the container.
+    pub(crate) fn forget_judged(&mut self) {
+        self.frozen.mounts = Vec::new();
+        self.frozen.threads = Vec::new();
+    }
+}
+
 /// Images of things that CRIU would restore with its own rights and nothing here judges: a security policy,
 /// credentials of old versions that override those judged, binary formats of the host.
 const FOREIGN: [&str; 3] = ["apparmor.", "creds-", "binfmt-misc"];

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 mod adopt;
+mod any;
 mod cgroup;
 mod checkpoint;
 mod console;
@@ -24,6 +25,8 @@ mod idmap;
 mod implied;
 mod kill;
 mod members;
+#[allow(unsafe_code)] // the allocator's knobs and madvise
+mod memory;
 mod mountpoints;
 mod network;
 mod oci;
@@ -59,8 +62,12 @@ fn main() -> std::io::Result<()> {
         idmap::hold();
         return Ok(());
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(KEEP).build()?;
+    memory::share_heap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(KEEP)
+        .thread_stack_size(memory::STACK)
+        .build()?;
     // Exits are reaped in `reaper`.
     let config = containerd_shim::Config { no_reaper: true, ..Default::default() };
     runtime.block_on(containerd_shim::asynchronous::run::<service::Service>(RUNTIME_ID, Some(config)));

@@ -2,9 +2,9 @@
 //! Stats: the metrics of the container's cgroup, in the version that the host has.
 
 use containerd_shim::cgroup::{collect_metrics, collect_metrics_v2};
-use containerd_shim::util::convert_to_any;
 use protobuf::well_known_types::any::Any;
 
+use crate::any::{METRICS_V1, METRICS_V2, any};
 use crate::container::Container;
 use crate::error::TaskError;
 
@@ -17,9 +17,10 @@ pub(crate) fn stats(container: &Container) -> Result<Any, TaskError> {
         .cgroup()
         .ok_or_else(|| TaskError::NotFound(format!("cgroup of container {}", container.id)))?;
     let failed = |e| TaskError::shim("read the cgroup's metrics", e);
-    if cgroup.v2() {
-        convert_to_any(Box::new(collect_metrics_v2(&cgroup).map_err(failed)?)).map_err(failed)
+    let metrics = if cgroup.v2() {
+        any(METRICS_V2, &collect_metrics_v2(&cgroup).map_err(failed)?)
     } else {
-        convert_to_any(Box::new(collect_metrics(&cgroup).map_err(failed)?)).map_err(failed)
-    }
+        any(METRICS_V1, &collect_metrics(&cgroup).map_err(failed)?)
+    };
+    metrics.map_err(|e| failed(e.into()))
 }

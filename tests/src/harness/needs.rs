@@ -17,6 +17,8 @@ pub enum Need {
     Thaw,
     /// The shim.
     Shim,
+    /// Programs built as they are released, for what is measured.
+    ReleaseBuild,
     /// The right to look at the limits of other users' processes, without which CRIU cannot freeze them.
     SysResource,
     /// cgroup v2 alone, where a container gets a cgroup namespace of its own.
@@ -47,6 +49,11 @@ impl Need {
             Self::Thaw => program("thaw", "--version"),
             Self::Shim if Path::new("/usr/local/bin/containerd-shim-thaw-v1").exists() => Ok(()),
             Self::Shim => Err("/usr/local/bin/containerd-shim-thaw-v1 is not there".to_owned()),
+            Self::ReleaseBuild if std::env::var("THAW_PROFILE").as_deref() == Ok("release") => Ok(()),
+            Self::ReleaseBuild => {
+                Err("memory is measured with release builds: THAW_PROFILE=release scripts/test budget"
+                    .to_owned())
+            }
             Self::SysResource if process::may_use(process::CAP_SYS_RESOURCE) => Ok(()),
             Self::SysResource => {
                 Err("root lacks CAP_SYS_RESOURCE here, so CRIU cannot freeze other users' processes"
