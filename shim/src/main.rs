@@ -25,7 +25,7 @@ mod idmap;
 mod implied;
 mod kill;
 mod members;
-#[allow(unsafe_code)] // the allocator's knobs and madvise
+#[allow(unsafe_code)] // the allocator's and madvise's calls, and the environment before there are threads
 mod memory;
 mod mountpoints;
 mod network;
@@ -62,7 +62,7 @@ fn main() -> std::io::Result<()> {
         idmap::hold();
         return Ok(());
     }
-    memory::share_heap();
+    memory::clear_environment();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(KEEP)

@@ -10,12 +10,22 @@ use rustix::mm::{Advice, madvise};
 /// the default of 2 MiB is just enough for one.
 pub(crate) const STACK: usize = 1 << 20;
 
-/// Makes all threads share one heap: what one of them frees, another can use.
-pub(crate) fn share_heap() {
-    // SAFETY: it only sets a number, before there is another thread.
-    let set = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    if set != 1 {
-        debug!("every thread will have a heap of its own");
+/// What the C library reads of the heap when the server starts: one heap for all threads, and no free pieces that a
+/// thread keeps for itself. Threads that wait to do what blocks would hold on to pages for ever.
+///
+/// Source: the manual of the GNU C library, "Memory Allocation Tunables".
+const TUNABLES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0");
+
+/// The environment that the server is started with, besides containerd's; what an administrator has set stays.
+pub(crate) fn environment() -> Vec<(&'static str, &'static str)> {
+    if std::env::var_os(TUNABLES.0).is_some() { Vec::new() } else { vec![TUNABLES] }
+}
+
+/// Takes it out of the environment again, which the programs that the shim starts get. To be called first of all.
+pub(crate) fn clear_environment() {
+    if std::env::var(TUNABLES.0).is_ok_and(|value| value == TUNABLES.1) {
+        // SAFETY: there is no other thread yet that could read the environment.
+        unsafe { std::env::remove_var(TUNABLES.0) };
     }
 }
 

@@ -48,7 +48,7 @@ impl Shim for Service {
         let spec = read_spec("").await?;
         let annotations = spec.annotations().clone().unwrap_or_default();
         let group = GROUPS.iter().find_map(|key| annotations.get(*key)).unwrap_or(&opts.id).clone();
-        let address = spawn(opts, &group, Vec::new()).await?;
+        let address = spawn(opts, &group, crate::memory::environment()).await?;
         write_str_to_file("address", &address).await?;
         Ok(address)
     }
