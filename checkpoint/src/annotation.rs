@@ -24,13 +24,15 @@ pub const IF_FAILED: &str = "thaw.dev/if-failed";
 pub const ADDRESS: &str = "thaw.dev/address";
 /// What becomes of established TCP connections.
 pub const TCP: &str = "thaw.dev/tcp";
+/// When the memory comes back.
+pub const MEMORY: &str = "thaw.dev/memory";
 /// Which emptyDir volumes belong to the checkpoint.
 pub const VOLUMES: &str = "thaw.dev/volumes";
 /// Keys that only the node itself may set.
 pub const INTERNAL: &str = "thaw.dev/internal.";
 
 /// What an error lists as known.
-const KNOWN: &str = "thaw.dev/restore, thaw.dev/restore.<container>, thaw.dev/lineage, thaw.dev/if-missing, thaw.dev/if-failed, thaw.dev/address, thaw.dev/tcp, thaw.dev/volumes";
+const KNOWN: &str = "thaw.dev/restore, thaw.dev/restore.<container>, thaw.dev/lineage, thaw.dev/if-missing, thaw.dev/if-failed, thaw.dev/address, thaw.dev/tcp, thaw.dev/memory, thaw.dev/volumes";
 
 /// What happens instead of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,17 @@ pub enum TcpConnections {
     Keep,
     /// All are closed.
     Close,
+}
+
+/// When the memory of a restored container comes back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Memory {
+    /// Before the container runs.
+    #[default]
+    Eager,
+    /// The container runs at once and its memory follows.
+    Lazy,
 }
 
 /// Which annotation asked for the restore.
@@ -95,6 +108,7 @@ pub struct PodOptions {
     if_failed: Option<Otherwise>,
     address: Address,
     tcp: TcpConnections,
+    memory: Option<Memory>,
     volumes: BTreeSet<String>,
 }
 
@@ -199,6 +213,7 @@ impl PodOptions {
             IF_FAILED => self.if_failed = Some(choice(IF_FAILED, value, "start or fail", OTHERWISE)?),
             ADDRESS => self.address = choice(ADDRESS, value, "rewrite or keep", ADDRESSES)?,
             TCP => self.tcp = choice(TCP, value, "auto, keep or close", CONNECTIONS)?,
+            MEMORY => self.memory = Some(choice(MEMORY, value, "eager or lazy", MEMORIES)?),
             VOLUMES => self.volumes = volumes(value)?,
             _ if key.starts_with(INTERNAL) => return Err(AnnotationError::Reserved { key: shortened(key) }),
             _ => match key.strip_prefix(RESTORE_CONTAINER) {
@@ -247,6 +262,12 @@ impl PodOptions {
         self.tcp
     }
 
+    /// When the memory comes back: `thaw.dev/memory`; `None`: as the node has it.
+    #[must_use]
+    pub fn memory(&self) -> Option<Memory> {
+        self.memory
+    }
+
     /// The emptyDir volumes that belong to the checkpoint: `thaw.dev/volumes`.
     #[must_use]
     pub fn volumes(&self) -> &BTreeSet<String> {
@@ -259,6 +280,7 @@ type Word<T> = (&'static str, T);
 
 const OTHERWISE: &[Word<Otherwise>] = &[("start", Otherwise::Start), ("fail", Otherwise::Fail)];
 const ADDRESSES: &[Word<Address>] = &[("rewrite", Address::Rewrite), ("keep", Address::Keep)];
+const MEMORIES: &[Word<Memory>] = &[("eager", Memory::Eager), ("lazy", Memory::Lazy)];
 const CONNECTIONS: &[Word<TcpConnections>] =
     &[("auto", TcpConnections::Auto), ("keep", TcpConnections::Keep), ("close", TcpConnections::Close)];
 

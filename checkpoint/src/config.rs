@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::annotation::Memory;
 use crate::reference::is_dns_label;
 
 /// The longest configuration file that is read, in bytes.
 const LIMIT_BYTES: u64 = 1024 * 1024;
+
+/// The most threads that fill one container's memory.
+const THREADS: u8 = 64;
 
 /// Settings of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -23,11 +27,22 @@ pub struct Config {
     pub shared_namespaces: Vec<String>,
     /// Where CRIU is; `None`: look it up on PATH.
     pub criu: Option<PathBuf>,
+    /// When the memory of restored containers comes back, where their pods do not say.
+    pub memory: Memory,
+    /// How many threads bring the memory of one lazily restored container, 1 to 64; `None`: as many as the node has
+    /// processors, at most 4.
+    pub fill_threads: Option<u8>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { roots: vec!["/var/lib/thaw/checkpoints".into()], shared_namespaces: Vec::new(), criu: None }
+        Self {
+            roots: vec!["/var/lib/thaw/checkpoints".into()],
+            shared_namespaces: Vec::new(),
+            criu: None,
+            memory: Memory::Eager,
+            fill_threads: None,
+        }
     }
 }
 
@@ -43,7 +58,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not TOML, or has a key or type that is not expected.
-    #[error("{path} is not a valid configuration (known keys: roots, shared_namespaces, criu)", path = path.display())]
+    #[error("{path} is not a valid configuration (known keys: roots, shared_namespaces, criu, memory, fill_threads)", path = path.display())]
     Parse {
         /// The file.
         path: PathBuf,
@@ -100,6 +115,9 @@ impl Config {
                 format!("has {namespace:?}: it must be the name of a namespace"),
             ));
         }
+        if self.fill_threads.is_some_and(|threads| !(1..=THREADS).contains(&threads)) {
+            return Err(("fill_threads", format!("is out of range: it must be 1 to {THREADS}")));
+        }
         match &self.criu {
             Some(criu) if !criu.is_absolute() => {
                 Err(("criu", format!("is {criu:?}: it must be an absolute path, or absent to use PATH")))
@@ -134,10 +152,11 @@ mod tests {
     #[test]
     fn all_keys_are_read() {
         let config =
-            load("roots = [\"/a\", \"/b\"]\nshared_namespaces = [\"golden\"]\ncriu = \"/usr/sbin/criu\"")
+            load("roots = [\"/a\", \"/b\"]\nshared_namespaces = [\"golden\"]\ncriu = \"/usr/sbin/criu\"\nmemory = \"lazy\"\nfill_threads = 3")
                 .unwrap();
         assert_eq!(config.roots.len(), 2);
         assert_eq!(config.shared_namespaces, ["golden"]);
+        assert_eq!((config.memory, config.fill_threads), (Memory::Lazy, Some(3)));
         assert_eq!(config.criu.unwrap(), Path::new("/usr/sbin/criu"));
     }
 
@@ -150,6 +169,8 @@ mod tests {
             ("roots = [\"a\"]", "roots"),
             ("shared_namespaces = [\"../x\"]", "shared_namespaces"),
             ("criu = \"criu\"", "criu"),
+            ("memory = \"soon\"", "memory"),
+            ("fill_threads = 0", "fill_threads"),
             ("roots = [", "roots"),
         ] {
             let error = load(text).unwrap_err();

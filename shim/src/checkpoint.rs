@@ -50,6 +50,14 @@ pub(crate) async fn checkpoint(
 ) -> Result<(), TaskError> {
     let _verb = container.verb.lock().await;
     container.init.state().checkpoint()?;
+    if let Some(filling) = container.filling() {
+        // CRIU dumps what is there.
+        filling.filled().await.map_err(|e| TaskError::Checkpoint {
+            container: container.id.clone(),
+            step: "waiting for its memory",
+            reason: full(&e),
+        })?;
+    }
     let options = decode(options)?;
     let images = if options.image_path.is_empty() { path } else { &options.image_path };
     let work = if options.work_path.is_empty() { images } else { &options.work_path };

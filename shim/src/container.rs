@@ -10,6 +10,7 @@ use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess, Spec};
 
 use crate::error::TaskError;
+use crate::filling::Filling;
 use crate::oci::Oci;
 use crate::oom::Kills;
 use crate::process::Process;
@@ -40,6 +41,8 @@ pub(crate) struct Container {
     pub(crate) kills: Kills,
     /// CRIU while it restores.
     pub(crate) restoring: Restoring,
+    /// The pager of a container that was restored lazily.
+    pub(crate) filling: Mutex<Option<Arc<Filling>>>,
     /// The mounted root file system; unmounted at delete.
     pub(crate) rootfs: Mutex<Option<Rootfs>>,
     /// Execs that containerd has not deleted.
@@ -157,6 +160,16 @@ impl Container {
         let attached = self.rootfs.lock().unwrap_or_else(PoisonError::into_inner);
         let attached = attached.as_ref().is_some_and(Rootfs::has_layer);
         self.prepared.as_ref().filter(|_| attached)
+    }
+
+    /// Notes the pager of a restore that holds.
+    pub(crate) fn set_filling(&self, filling: Arc<Filling>) {
+        *self.filling.lock().unwrap_or_else(PoisonError::into_inner) = Some(filling);
+    }
+
+    /// The pager, also when it has done its work.
+    pub(crate) fn filling(&self) -> Option<Arc<Filling>> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Unmounts the root file system.

@@ -109,6 +109,7 @@ impl Request {
             prepared,
             kills: Kills::default(),
             restoring: Restoring::default(),
+            filling: std::sync::Mutex::default(),
             rootfs: std::sync::Mutex::new(Some(rootfs)),
             execs: std::sync::Mutex::default(),
             cgroup: std::sync::Mutex::default(),

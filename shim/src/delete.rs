@@ -48,6 +48,9 @@ pub(crate) async fn delete(
     if process.pid() != 0 {
         container.oci.delete(true).await?;
     }
+    if let Some(filling) = container.filling() {
+        filling.end().await;
+    }
     process.io().shutdown().await;
     container.unmount();
     pod.remove(&container.id);

@@ -19,6 +19,7 @@ mod delete;
 mod error;
 mod events;
 mod exec;
+mod filling;
 mod frozen;
 #[allow(unsafe_code)] // mount_setattr, and a child in a user namespace
 mod idmap;
@@ -57,11 +58,26 @@ const KEEP: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// One thread runs everything: a shim is idle nearly all its life and there is one per pod. What blocks
 /// (mount, CRIU, image parsing) goes to the blocking pool.
-fn main() -> std::io::Result<()> {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == idmap::HOLD) {
+fn main() -> std::process::ExitCode {
+    let first = std::env::args_os().nth(1);
+    if first.as_ref().is_some_and(|argument| argument == idmap::HOLD) {
         idmap::hold();
-        return Ok(());
+        return std::process::ExitCode::SUCCESS;
     }
+    if first.as_ref().is_some_and(|argument| argument == filling::COMMAND) {
+        return filling::pager();
+    }
+    match supervise() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{RUNTIME_ID}: {e}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+/// Between containerd and the pod's containers, until the last is gone.
+fn supervise() -> std::io::Result<()> {
     memory::clear_environment();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

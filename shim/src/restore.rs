@@ -3,7 +3,7 @@
 //! are told to keep what they made.
 //!
 //! ```text
-//! rewritten images → mount points → CRIU spawned → into the new cgroup → RESTORE request
+//! rewritten images → mount points → the pager, where memory follows → CRIU spawned → into the new cgroup → RESTORE request
 //!        → known to runc → CRIU has exited
 //! ```
 //!
@@ -23,10 +23,12 @@ use log::info;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::runtime::Handle;
 
 use crate::cgroup::{Cgroup, cgroup_path};
 use crate::container::Container;
 use crate::error::{TaskError, full};
+use crate::filling::Started;
 use crate::reaper::Exits;
 use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
@@ -97,6 +99,18 @@ impl Prepared {
         let (container, checkpoint) = (self.source.container.clone(), self.source.name());
         move |e| TaskError::Restore { container, checkpoint, step, reason: full(&e) }
     }
+
+    /// A pager that has died takes CRIU along, and is the reason then.
+    fn blame<E: std::error::Error + 'static>(
+        &self,
+        pager: Option<&Started>,
+        step: &'static str,
+    ) -> impl FnOnce(E) -> TaskError {
+        move |e| match pager.and_then(Started::lost) {
+            Some(lost) => self.failed("bringing its memory")(lost),
+            None => self.failed(step)(e),
+        }
+    }
 }
 
 /// Restores the container's processes; returns the pid of the init, whose exits the caller has subscribed to before.
@@ -152,7 +166,7 @@ struct Resumed {
 }
 
 /// The blocking part.
-fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<Resumed, TaskError> {
+fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<Resumed, TaskError> {
     let started = Instant::now();
     let Prepared { source, plan, .. } = prepared;
     let descriptors = stdio.each_ref().map(describe);
@@ -165,7 +179,9 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
 
     let mut swrk = Swrk::new(&source.criu);
+    let pager = start_pager(container, source, &images_dir, &workspace)?;
     let mut options = RestoreOptions::new(images_dir, workspace.open()?);
+    options.lazy_pages = pager.is_some();
     join_namespaces(plan, &mut swrk, &mut options)
         .map_err(prepared.failed("opening the sandbox's namespaces"))?;
     fill(plan, &rootfs, container.init.stdio.terminal, &mut options);
@@ -177,7 +193,7 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
             container.restoring.begin(criu)?;
             Ok(cgroup.place(criu)?)
         })
-        .map_err(prepared.failed("starting CRIU in the cgroup"))?;
+        .map_err(prepared.blame(pager.as_ref(), "starting CRIU in the cgroup"))?;
     let criu = session.pid();
     let cgroups = crate::cgroup::paths(criu)?;
     let prepared_in = started.elapsed();
@@ -197,7 +213,7 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
         })
         .map_err(|e| {
             workspace.sweep();
-            prepared.failed("CRIU")(e)
+            prepared.blame(pager.as_ref(), "CRIU")(e)
         })?;
     let adopted = adopt::Adopted {
         id: &container.id,
@@ -212,6 +228,12 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
         adopt::forget(&prepared.runtime_root, &container.id);
         return Err(prepared.failed("making the container known to runc")(e));
     }
+    if let Some(pager) = pager
+        && let Err(e) = pager.keep(container)
+    {
+        adopt::forget(&prepared.runtime_root, &container.id);
+        return Err(prepared.failed("bringing its memory")(e));
+    }
     cgroup.keep();
     workspace.keep();
     info!(
@@ -220,6 +242,18 @@ fn run(container: &Container, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Resul
         "restored"
     );
     Ok(Resumed { pid: restored.pid, criu, terminal })
+}
+
+/// The pager, where memory is to follow.
+fn start_pager(
+    container: &Arc<Container>,
+    source: &Source,
+    images: &OwnedFd,
+    workspace: &Workspace,
+) -> Result<Option<Started>, TaskError> {
+    let Some(threads) = source.fill_threads else { return Ok(None) };
+    let lock = source.checkpoint.lock();
+    Started::start(container, images, &workspace.open()?, lock, threads, Handle::current()).map(Some)
 }
 
 /// The cgroup of the new spec, to get the limits of the new spec.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use ::checkpoint::annotation::{Otherwise, PodOptions, RestoreRequest, Scope};
+use ::checkpoint::annotation::{Memory, Otherwise, PodOptions, RestoreRequest, Scope};
 use ::checkpoint::config::{Config, ConfigError};
 use ::checkpoint::container_dir::{ContainerDir, ContainerDirError};
 use ::checkpoint::reference::Lineage;
@@ -42,6 +42,8 @@ pub(crate) struct Source {
     pub(crate) dir: ContainerDir,
     /// What its images say.
     pub(crate) images: Images,
+    /// How many threads bring its memory while it runs; `None`: all of it comes before.
+    pub(crate) fill_threads: Option<usize>,
     /// Everything that the pod asks for.
     pub(crate) options: PodOptions,
 }
@@ -156,12 +158,23 @@ fn open(
     Ok(Some(Source {
         container: who.container.to_owned(),
         if_failed: request.if_failed,
+        fill_threads: fill_threads(&config, options),
         criu: program(config),
         checkpoint,
         dir,
         images,
         options: options.clone(),
     }))
+}
+
+/// How many threads fill, where memory is to follow: by default as many as there are processors, up to the number
+/// from which on the kernel's memory management lets them wait for each other.
+fn fill_threads(config: &Config, options: &PodOptions) -> Option<usize> {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4);
+    match options.memory().unwrap_or(config.memory) {
+        Memory::Eager => None,
+        Memory::Lazy => Some(config.fill_threads.map_or(processors, usize::from)),
+    }
 }
 
 /// The CRIU program that the administrator has set, or the one on PATH.

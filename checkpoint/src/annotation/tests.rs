@@ -56,9 +56,7 @@ fn the_lineage_annotation_wins_over_the_pod_name() {
 
 #[test]
 fn an_unknown_key_is_refused_and_the_known_ones_are_listed() {
-    for key in
-        ["thaw.dev/Restore", "thaw.dev/", "thaw.dev/checkpoint-on", "thaw.dev/memory", "thaw.dev/restored"]
-    {
+    for key in ["thaw.dev/Restore", "thaw.dev/", "thaw.dev/checkpoint-on", "thaw.dev/restored"] {
         let error = error(key, "latest");
         assert!(error.contains(key) && error.contains("thaw.dev/if-missing"), "{error}");
     }
@@ -86,6 +84,7 @@ fn every_bad_value_is_refused_with_key_value_and_what_is_allowed() {
         ("thaw.dev/if-failed", "Start", "start or fail"),
         ("thaw.dev/address", "move", "rewrite or keep"),
         ("thaw.dev/tcp", "established", "auto, keep or close"),
+        ("thaw.dev/memory", "soon", "eager or lazy"),
         ("thaw.dev/volumes", "a/b", "separated by commas"),
         ("thaw.dev/volumes", "Scratch", "emptyDir"),
     ] {
@@ -98,14 +97,17 @@ fn every_bad_value_is_refused_with_key_value_and_what_is_allowed() {
 fn sockets_connections_and_volumes_have_defaults_and_are_read() {
     let options = parse(&[("thaw.dev/restore", "latest")]).unwrap();
     assert_eq!((options.address(), options.tcp()), (Address::Rewrite, TcpConnections::Auto));
+    assert_eq!(options.memory(), None);
     assert!(options.volumes().is_empty());
     let options = parse(&[
         ("thaw.dev/address", "keep"),
         ("thaw.dev/tcp", "keep"),
+        ("thaw.dev/memory", "lazy"),
         ("thaw.dev/volumes", "scratch, cache,scratch"),
     ])
     .unwrap();
     assert_eq!((options.address(), options.tcp()), (Address::Keep, TcpConnections::Keep));
+    assert_eq!(options.memory(), Some(Memory::Lazy));
     assert_eq!(options.volumes().iter().collect::<Vec<_>>(), ["cache", "scratch"]);
     assert_eq!(parse(&[("thaw.dev/tcp", "close")]).unwrap().tcp(), TcpConnections::Close);
     assert!(parse(&[("thaw.dev/volumes", " ")]).unwrap().volumes().is_empty());

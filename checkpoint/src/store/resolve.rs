@@ -32,7 +32,7 @@ pub struct CheckpointDir {
     dir: OwnedFd,
     manifest: Manifest,
     /// Holds the shared lock.
-    _lock: File,
+    lock: File,
 }
 
 /// The reference leads to no checkpoint that this pod may restore.
@@ -244,7 +244,7 @@ impl Root {
             return Err(ResolveError::ForeignNamespace { path, owner: manifest.pod.namespace });
         }
         let (namespace, lineage, id) = (namespace.to_owned(), lineage.clone(), id.clone());
-        Ok(Some(CheckpointDir { namespace, lineage, id, path, dir, manifest, _lock: lock }))
+        Ok(Some(CheckpointDir { namespace, lineage, id, path, dir, manifest, lock }))
     }
 }
 
@@ -267,6 +267,12 @@ fn io_error(step: &'static str, path: &Path) -> impl Fn(io::Error) -> ResolveErr
 }
 
 impl CheckpointDir {
+    /// The shared lock: whoever has a copy of this descriptor keeps the checkpoint from being removed.
+    #[must_use]
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
     /// The namespace it lies in.
     #[must_use]
     pub fn namespace(&self) -> &str {

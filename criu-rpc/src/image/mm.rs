@@ -11,10 +11,15 @@ use super::{
 const VMAS: Tag = Tag::new(14, "vmas");
 const START: Tag = Tag::new(1, "vma.start");
 const END: Tag = Tag::new(2, "vma.end");
+const STATUS: Tag = Tag::new(7, "vma.status");
 const MADV: Tag = Tag::new(9, "vma.madv");
 
 /// `MADV_WIPEONFORK`, a bit of `vma.madv`. Source: linux `asm-generic/mman-common.h`.
 const WIPE_ON_FORK: u64 = 1 << 18;
+
+/// A guard region (`MADV_GUARD_INSTALL`), a bit of `vma.status`: no mapping, but a part of one. They come after all
+/// mappings. Source: CRIU 4.2 criu/include/image.h, VMA_AREA_GUARD.
+const GUARD: u32 = 1 << 16;
 
 /// A mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +52,9 @@ fn vmas(entry: &Message) -> Result<Vec<Vma>, FieldError> {
     let mut vmas: Vec<Vma> = Vec::new();
     for bytes in entry.all_bytes(VMAS)? {
         let message = Message::parse(bytes).map_err(|source| VMAS.no_message(source))?;
+        if message.u32(STATUS)?.unwrap_or_default() & GUARD != 0 {
+            continue;
+        }
         let vma = Vma {
             start: message.required_u64(START)?,
             end: message.required_u64(END)?,
@@ -66,13 +74,19 @@ mod tests {
     use super::*;
 
     fn mm(vmas: &[(u64, u64, u64)]) -> Result<Mm, ViewError> {
+        mm_with_status(vmas, 1)
+    }
+
+    fn mm_with_status(vmas: &[(u64, u64, u64)], last: u64) -> Result<Mm, ViewError> {
         let mut entry = Message::default();
         let encoded: Vec<Message> = vmas
             .iter()
-            .map(|(start, end, madv)| {
+            .enumerate()
+            .map(|(number, (start, end, madv))| {
                 let mut vma = Message::default();
                 vma.set_u64(START, *start);
                 vma.set_u64(END, *end);
+                vma.set_u64(STATUS, if number + 1 == vmas.len() { last } else { 1 });
                 vma.set_u64(MADV, *madv);
                 vma
             })
@@ -86,6 +100,12 @@ mod tests {
         let vmas = mm(&[(0x1000, 0x2000, 0), (0x2000, 0x5000, 1 << 18)]).unwrap().vmas;
         let vma = |start, end, wipe_on_fork| Vma { start, end, wipe_on_fork };
         assert_eq!(vmas, [vma(0x1000, 0x2000, false), vma(0x2000, 0x5000, true)]);
+    }
+
+    #[test]
+    fn guard_regions_are_no_mappings() {
+        let vmas = mm_with_status(&[(0x1000, 0x9000, 0), (0x2000, 0x3000, 0)], 1 << 16).unwrap().vmas;
+        assert_eq!(vmas.len(), 1);
     }
 
     #[test]

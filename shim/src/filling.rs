@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The memory of a container that was restored lazily, while it is still on its way: the pager, a process of its own,
+//! and its keeper, a thread here that ends with it.
+//!
+//! ```text
+//!  Filling ── all memory is there, or nobody is left to want it ──▶ Filled
+//!     └────── the pager has died, or given up ──▶ Died: the container is killed
+//! ```
+//!
+//! The keeper has copies of the processes' userfaultfds: as long as it has, a process that waits for a page goes on
+//! waiting, whatever becomes of the pager. It lets go only when the container is dead.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ::pager::{SOCKET, Told, hear, send_setup};
+use log::{debug, error, info, warn};
+use rustix::fs::OFlags;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, socketpair,
+};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::container::Container;
+use crate::error::TaskError;
+use crate::state::State;
+
+/// What the shim's program is called with to be a pager.
+pub(crate) const COMMAND: &str = "pager";
+
+/// How long a pager may take to see that nobody is left to want memory.
+const END: Duration = Duration::from_secs(2);
+
+/// How long a killed container may take to be dead.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// Where the memory of a container stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Some of it is on its way.
+    Filling,
+    /// All is there.
+    Filled,
+    /// It will never come; why.
+    Died(String),
+}
+
+/// A container's pager.
+#[derive(Debug)]
+pub(crate) struct Filling {
+    memory: watch::Sender<Memory>,
+    /// Its process.
+    pidfd: OwnedFd,
+    /// Its restore has failed: nobody needs to be told of its end.
+    unwanted: AtomicBool,
+}
+
+/// A pager's life.
+pub(crate) fn pager() -> ExitCode {
+    std::io::stdin().as_fd().try_clone_to_owned().map_or(ExitCode::FAILURE, ::pager::run)
+}
+
+/// A pager whose restore is not known to hold yet; ended on drop unless kept.
+pub(crate) struct Started {
+    filling: Arc<Filling>,
+    kept: bool,
+}
+
+impl Started {
+    /// Starts a pager over `images`, which CRIU will find in its work directory `work`.
+    ///
+    /// # Errors
+    /// When the socket or the process cannot be made.
+    pub(crate) fn start(
+        container: &Arc<Container>,
+        images: &OwnedFd,
+        work: &OwnedFd,
+        lock: impl AsFd,
+        threads: usize,
+        runtime: Handle,
+    ) -> Result<Self, TaskError> {
+        let failed = |what: &'static str| TaskError::io::<rustix::io::Errno>(what);
+        let listener = listener(work).map_err(failed("make the socket for lazy pages"))?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(failed("make the pager's socket"))?;
+        // The program may have been replaced on disk meanwhile: this one is meant. It is reaped like every child.
+        let child = Command::new("/proc/self/exe")
+            .arg0("thaw-pager")
+            .arg(COMMAND)
+            .env_clear()
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(TaskError::io("start the pager"))?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let pidfd = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let filling = Arc::new(Filling {
+            memory: watch::Sender::new(Memory::Filling),
+            pidfd: pidfd.map_err(failed("watch the pager"))?,
+            unwanted: AtomicBool::new(false),
+        });
+        let started = Self { filling: filling.clone(), kept: false };
+        // What CRIU opens may be a descriptor that only names the directory.
+        let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let images = rustix::fs::openat(images, ".", readable, rustix::fs::Mode::empty());
+        let images = images.map_err(failed("open the images"))?;
+        send_setup(&ours, images, &listener, lock, threads).map_err(TaskError::io("set the pager up"))?;
+        let container = container.clone();
+        let keeper = std::thread::Builder::new().name("keeper".into());
+        let kept = keeper.spawn(move || keep(&filling, &container, &ours, &runtime));
+        kept.map_err(TaskError::io("start the pager's keeper"))?;
+        Ok(started)
+    }
+
+    /// The restore holds: the pager works until all memory is there.
+    ///
+    /// # Errors
+    /// When it has died already.
+    pub(crate) fn keep(mut self, container: &Container) -> Result<(), Lost> {
+        if let Some(lost) = self.lost() {
+            return Err(lost);
+        }
+        container.set_filling(self.filling.clone());
+        self.kept = true;
+        Ok(())
+    }
+
+    /// Why the pager has ended, if it has.
+    pub(crate) fn lost(&self) -> Option<Lost> {
+        match &*self.filling.memory.borrow() {
+            Memory::Died(reason) => Some(Lost(reason.clone())),
+            Memory::Filling | Memory::Filled => None,
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.filling.unwanted.store(true, Ordering::SeqCst);
+            self.filling.kill();
+        }
+    }
+}
+
+/// A container's memory will never come.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; not all memory of the container was there yet, so it was killed")]
+pub(crate) struct Lost(String);
+
+impl Filling {
+    fn kill(&self) {
+        // Gone already is as good.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Waits until all memory is there.
+    ///
+    /// # Errors
+    /// When it never will be.
+    pub(crate) async fn filled(&self) -> Result<(), Lost> {
+        let mut memory = self.memory.subscribe();
+        // The sender lives in `self`.
+        match memory.wait_for(|memory| *memory != Memory::Filling).await.as_deref() {
+            Ok(Memory::Died(reason)) => Err(Lost(reason.clone())),
+            Ok(Memory::Filling | Memory::Filled) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The container is dead: waits for the pager's end, and helps it along when it does not come.
+    pub(crate) async fn end(&self) {
+        self.unwanted.store(true, Ordering::SeqCst);
+        if tokio::time::timeout(END, self.filled()).await.is_err() {
+            warn!("the pager goes on though nobody is left to want memory; it is killed");
+            self.kill();
+        }
+    }
+}
+
+/// `lazy-pages.socket` in `work`, listening: CRIU may connect before the pager is ready. By descriptor, for paths of
+/// bundles are longer than the name of a socket may be.
+fn listener(work: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", work.as_raw_fd());
+    bind(&listener, &SocketAddrUnix::new(path)?)?;
+    listen(&listener, 1)?;
+    Ok(listener)
+}
+
+/// The keeper's life.
+fn keep(filling: &Filling, container: &Arc<Container>, pager: &OwnedFd, runtime: &Handle) {
+    let mut held = HashMap::new();
+    let mut reason = "the pager, which brings the container's memory, has died".to_owned();
+    loop {
+        match hear(pager) {
+            Ok(Some(Told::Hold(id, uffd))) => drop(held.insert(id, uffd)),
+            Ok(Some(Told::Release(id))) => drop(held.remove(&id)),
+            Ok(Some(Told::Filled(figures))) => {
+                info!(
+                    container = container.id.as_str(), bytes = figures.bytes, faults = figures.faults,
+                    fill_ms = figures.micros / 1000;
+                    "all memory is there"
+                );
+                filling.memory.send_replace(Memory::Filled);
+                return;
+            }
+            Ok(Some(Told::Failed(why))) => {
+                reason = format!("the pager, which brings the container's memory, has given up: {why}");
+            }
+            Ok(None) => break,
+            Err(e) => {
+                reason = format!("the pager, which brings the container's memory, cannot be heard: {e}");
+                break;
+            }
+        }
+    }
+    filling.memory.send_replace(Memory::Died(reason.clone()));
+    if !filling.unwanted.load(Ordering::SeqCst) {
+        runtime.block_on(kill(container, &Lost(reason)));
+    }
+    // Only now, when nobody can go on.
+    drop(held);
+}
+
+/// Ends a container that cannot go on, and says why where its user looks.
+async fn kill(container: &Container, lost: &Lost) {
+    error!("container {} is killed: {lost}", container.id);
+    // A restore in progress fails, and its guards kill what it has made.
+    container.restoring.kill();
+    let killed = container.init.signal(Signal::KILL).is_ok();
+    {
+        let _verb = container.verb.lock().await;
+        if !killed && container.init.signal(Signal::KILL).is_err() {
+            return;
+        }
+        say(&container.init.stdio.stderr, &container.init.stdio.stdout, lost);
+        if let Err(e) = container.oci.kill_all(9).await {
+            debug!("nothing left to kill in container {}: {e}", container.id);
+        }
+        if container.init.state() == State::Paused
+            && let Err(e) = container.oci.resume().await
+        {
+            warn!("container {} stays frozen and cannot die: {e}", container.id);
+        }
+    }
+    if tokio::time::timeout(DEATH, container.init.wait()).await.is_err() {
+        warn!("container {} does not die", container.id);
+    }
+}
+
+/// A line in the container's own log.
+fn say(stderr: &str, stdout: &str, lost: &Lost) {
+    let fifo = if stderr.is_empty() { stdout } else { stderr };
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(fifo) = rustix::fs::open(Path::new(fifo), flags, rustix::fs::Mode::empty()) else { return };
+    // Nobody reads it, or it is full.
+    let _ = writeln!(std::fs::File::from(fifo), "thaw: {lost}");
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers that run while their memory arrives. The program does all that can be done with memory, in several
+//! processes and threads, from its first instruction on, and compares every byte.
+
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "the whole file is tests"
+)]
+
+use std::time::{Duration, Instant};
+
+use thaw_tests::harness::pods::RESTORE;
+use thaw_tests::harness::thaw::Imported;
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, checks, process};
+use thaw_tests::kubelet::state::PodState;
+
+const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
+const PROGRAM: &str = "memory.py";
+const MEMORY: &str = "thaw.dev/memory";
+const CONFIG: &str = "/etc/thaw/config.toml";
+
+/// Freezes the program when it has lived for a while.
+async fn frozen(node: &Node, megabytes: u32) -> Result<Imported, HarnessError> {
+    let pod = node.workload_pod("before", PROGRAM)?;
+    let pod = pod.with_containers(|container| container.set_env("MB", &megabytes.to_string()));
+    let state = node.run_checked(pod).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let imported = node.freeze_into_store(&state).await?;
+    node.remove(&state).await?;
+    Ok(imported)
+}
+
+async fn restored(node: &Node, name: &str, from: &Imported, memory: &str) -> Result<PodState, HarnessError> {
+    let pod = node.workload_pod(name, PROGRAM)?.annotated(RESTORE, &from.reference());
+    node.run(pod.annotated(MEMORY, memory)).await
+}
+
+async fn assert_right(node: &Node, state: &PodState) -> Result<(), HarnessError> {
+    let checks = checks::ask(node, state, PROGRAM, "all").await?;
+    checks.assert_ok();
+    assert_eq!(checks.0.len(), 9, "three of three processes");
+    Ok(())
+}
+
+fn pagers() -> Vec<u32> {
+    let is_pager =
+        |pid: &u32| process::read(*pid, "cmdline").is_ok_and(|line| line.starts_with("thaw-pager"));
+    process::all().into_iter().filter(is_pager).collect()
+}
+
+/// Waits until no pager is left: all memory is there.
+async fn filled() {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !pagers().is_empty() {
+        assert!(Instant::now() < deadline, "the memory does not arrive");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn all_memory_is_right_while_it_arrives_and_afterwards() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 200).await?;
+    let state = restored(&node, "lazy", &from, "lazy").await?;
+    assert_right(&node, &state).await?;
+    filled().await;
+    assert_right(&node, &state).await?;
+    node.remove(&state).await?;
+    node.leave().await
+}
+
+#[tokio::test]
+async fn a_freeze_waits_for_the_memory_and_what_it_freezes_is_whole() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let first = frozen(&node, 200).await?;
+    let state = restored(&node, "lazy", &first, "lazy").await?;
+    let second = node.freeze_into_store(&state).await?;
+    assert!(pagers().is_empty());
+    assert_right(&node, &state).await?;
+    node.remove(&state).await?;
+    for memory in ["eager", "lazy"] {
+        let state = restored(&node, memory, &second, memory).await?;
+        assert_right(&node, &state).await?;
+        node.remove(&state).await?;
+    }
+    node.leave().await
+}
+
+#[tokio::test]
+async fn a_pager_that_is_killed_takes_its_container_along_and_the_log_says_why() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 600).await?;
+    let state = restored(&node, "lazy", &from, "lazy").await?;
+    let pagers = pagers();
+    assert_eq!(pagers.len(), 1, "the memory was there before it could be looked at");
+    process::output("kill", &["-9", &pagers[0].to_string()])?;
+    assert_eq!(node.exit_code(&state, "").await?, 137);
+    let lines = node.kubelet.logs(&state, "")?;
+    let said = lines.iter().find(|line| line.text.starts_with("thaw: the pager"));
+    assert!(said.is_some_and(|line| line.text.contains("killed")), "{lines:?}");
+    node.remove(&state).await?;
+    node.leave().await
+}
+
+#[tokio::test]
+async fn two_restores_of_one_checkpoint_fill_at_once_and_one_removed_takes_its_pager_along() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 400).await?;
+    let one = restored(&node, "one", &from, "lazy").await?;
+    let two = restored(&node, "two", &from, "lazy").await?;
+    node.remove(&one).await?;
+    assert!(pagers().len() <= 1, "the pager of a removed pod is gone");
+    assert_right(&node, &two).await?;
+    node.remove(&two).await?;
+    assert!(pagers().is_empty());
+    node.leave().await
+}
+
+#[tokio::test]
+async fn the_node_may_make_it_the_default_and_a_pod_may_differ() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 400).await?;
+    let before = std::fs::read(CONFIG).ok();
+    std::fs::create_dir_all("/etc/thaw").unwrap();
+    std::fs::write(CONFIG, "memory = \"lazy\"\nfill_threads = 1\n").unwrap();
+    let pod = node.workload_pod("default", PROGRAM)?.annotated(RESTORE, &from.reference());
+    let default = node.run(pod).await?;
+    assert_eq!(pagers().len(), 1, "the memory was there before it could be looked at");
+    filled().await;
+    let eager = restored(&node, "eager", &from, "eager").await?;
+    assert!(pagers().is_empty());
+    match before {
+        Some(text) => std::fs::write(CONFIG, text).unwrap(),
+        None => std::fs::remove_file(CONFIG).unwrap(),
+    }
+    for state in [default, eager] {
+        assert_right(&node, &state).await?;
+        node.remove(&state).await?;
+    }
+    node.leave().await
+}
