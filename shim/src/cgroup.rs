@@ -6,15 +6,22 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use cgroups_rs::systemd::SystemdClient;
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager,
     get_cgroup_setup,
 };
+use libcgroups::v2;
 use oci_spec::runtime::{LinuxResources, Spec};
 use procfs::process::Process as ProcFs;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::bpf::{Instruction, attach_device_filter};
+use crate::device_filter;
 use crate::error::TaskError;
+
+/// Where hierarchies are mounted. Source: cgroups(7), and what systemd, runc and kubelet take for granted.
+const ROOT: &str = "/sys/fs/cgroup";
 
 /// How long killed processes may take to leave the cgroup; those in disk wait take longer.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -22,40 +29,51 @@ const LEAVE: Duration = Duration::from_secs(2);
 /// `/dev/console`. Source: Linux `Documentation/admin-guide/devices.txt`.
 const CONSOLE: (i64, i64) = (5, 1);
 
+/// How long systemd may take to let go of a scope that it was told to stop.
+const STOP: Duration = Duration::from_secs(5);
+
 /// A container's cgroup; emptied and removed on drop unless kept.
 pub(crate) struct Cgroup {
     manager: AnyCgroupManager,
     resources: Option<LinuxResources>,
+    /// The device rules on cgroup v2; on v1 they are files that `manager` writes.
+    device_filter: Option<Vec<Instruction>>,
+    /// The unit, where the cgroup is systemd's.
+    scope: Option<String>,
     /// Directories in hierarchies that the library leaves out, see [`without_controllers`].
     others: Vec<PathBuf>,
     kept: bool,
 }
 
 impl Cgroup {
-    /// The cgroup at `path`, by cgroupfs or through systemd, to get `resources`.
+    /// The cgroup at `path`, by cgroupfs or through systemd, for a container with `spec`; without one only to find
+    /// what is in the cgroup and to remove it.
     ///
     /// # Errors
-    /// When the hierarchies cannot be found.
+    /// When the hierarchies or systemd cannot be found.
     pub(crate) fn new(
         id: &str,
         path: PathBuf,
-        resources: Option<LinuxResources>,
+        spec: Option<&Spec>,
         systemd: bool,
     ) -> Result<Self, TaskError> {
-        let others = if systemd { Vec::new() } else { without_controllers(&path)? };
+        let scope = if systemd { scope(&path) } else { None };
+        let others = if scope.is_none() { without_controllers(&path)? } else { Vec::new() };
         let manager = create_cgroup_manager(CgroupConfig {
             cgroup_path: path,
             systemd_cgroup: systemd,
             container_name: id.to_owned(),
         })
         .map_err(failed("find the cgroup hierarchies"))?;
-        Ok(Self { manager, resources, others, kept: false })
+        let resources = spec.and_then(|spec| spec.linux().as_ref()?.resources().clone());
+        let device_filter = spec.filter(|_| unified()).map(device_filter::program);
+        Ok(Self { manager, resources, device_filter, scope, others, kept: false })
     }
 
     /// Makes the cgroup, sets the spec's limits and device rules, and puts `pid` into it.
     ///
     /// # Errors
-    /// When the kernel refuses any of it.
+    /// When the kernel or systemd refuses any of it.
     pub(crate) fn place(&self, pid: i32) -> Result<(), TaskError> {
         for directory in &self.others {
             let joined = std::fs::create_dir_all(directory)
@@ -73,6 +91,17 @@ impl Cgroup {
             };
             self.manager.apply(&options).map_err(failed("set the container's limits"))?;
             deny_console(pid, resources)?;
+            if self.scope.is_some() {
+                // systemd answers before it has done it, and rounds; runc writes them as well.
+                let relative = directory(pid)?.strip_prefix(ROOT).map(Path::to_owned).unwrap_or_default();
+                let files = v2::manager::Manager::new(ROOT.into(), relative);
+                let files = files.map_err(failed("find the container's cgroup"))?;
+                files.apply(&options).map_err(failed("set the container's limits"))?;
+            }
+        }
+        if let Some(filter) = &self.device_filter {
+            let attached = attach_device_filter(&directory(pid)?, filter);
+            attached.map_err(TaskError::io("set the container's device rules".to_owned()))?;
         }
         Ok(())
     }
@@ -98,6 +127,18 @@ impl Cgroup {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+
+    fn remove(&self) -> Result<(), String> {
+        let Some(scope) = &self.scope else { return self.manager.remove().map_err(|e| e.to_string()) };
+        let client = SystemdClient::new(scope, Vec::new()).map_err(|e| e.to_string())?;
+        let deadline = Instant::now() + STOP;
+        // A scope in which the kernel has killed for memory stays on as failed until that is reset, which this does.
+        while client.exists() && Instant::now() < deadline {
+            client.stop().map_err(|e| e.to_string())?;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Cgroup {
@@ -110,7 +151,7 @@ impl Drop for Cgroup {
             // Not there when the restore failed before it was made.
             let _ = std::fs::remove_dir(directory);
         }
-        if let Err(e) = self.manager.remove() {
+        if let Err(e) = self.remove() {
             log::warn!("cannot remove the cgroup of a failed restore: {e}");
         }
     }
@@ -136,20 +177,38 @@ fn deny_console(pid: i32, resources: &LinuxResources) -> Result<(), TaskError> {
 }
 
 /// Whether a restored container can be confined on this host as its spec says.
+/// The scope that a path of the form `slice:prefix:name` stands for.
+///
+/// Source: runc `libcontainer/specconv`, CreateCgroupConfig, and opencontainers/cgroups `systemd/common.go`,
+/// getUnitName.
+fn scope(path: &Path) -> Option<String> {
+    let mut parts = path.to_str()?.splitn(3, ':');
+    let (_slice, prefix, name) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(format!("{prefix}-{name}.scope"))
+}
+
+/// Whether this host has cgroup v2 alone.
+fn unified() -> bool {
+    matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified))
+}
+
+/// The cgroup v2 directory that `pid` is in.
+fn directory(pid: i32) -> Result<PathBuf, TaskError> {
+    paths(pid)?.remove("").ok_or_else(|| TaskError::NotFound(format!("cgroup of process {pid}")))
+}
+
+/// Whether a restored container can be put under this host's cgroup driver.
 ///
 /// # Errors
 /// Why not, and what to do.
 pub(crate) fn can_confine(systemd: bool) -> Result<(), String> {
-    let unified = matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified));
-    match (unified, systemd) {
-        (true, _) => Err("this node has cgroup v2, where the device rules of a restored container cannot be set \
-                          yet: restore it on a node with cgroup v1, or start it afresh"
-            .into()),
-        (false, true) => Err("this node has cgroup v1 and its containerd uses the systemd cgroup driver, which a \
-                              restored container cannot be put under: set SystemdCgroup = false, or start it afresh"
-            .into()),
-        (false, false) => Ok(()),
+    if systemd && !unified() {
+        return Err("this node has cgroup v1 and its containerd uses the systemd cgroup driver, which a restored \
+                    container cannot be put under: boot the node with cgroup v2, set SystemdCgroup = false, or \
+                    start the container afresh"
+            .into());
     }
+    Ok(())
 }
 
 /// The path of the cgroup that a spec names.

@@ -10,12 +10,15 @@ use std::time::Duration;
 
 mod adopt;
 mod any;
+#[allow(unsafe_code)] // bpf(2)
+mod bpf;
 mod cgroup;
 mod checkpoint;
 mod console;
 mod container;
 mod create;
 mod delete;
+mod device_filter;
 mod error;
 mod events;
 mod exec;

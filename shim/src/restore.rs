@@ -261,8 +261,7 @@ fn cgroup(container: &Container, prepared: &Prepared) -> Result<Cgroup, TaskErro
     let path = cgroup_path(&container.spec).ok_or_else(|| {
         TaskError::InvalidRequest("the spec names no cgroup, and a restored container needs one".into())
     })?;
-    let resources = container.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
-    Cgroup::new(&container.id, path, resources, prepared.systemd_cgroup)
+    Cgroup::new(&container.id, path, Some(&container.spec), prepared.systemd_cgroup)
 }
 
 fn millis(duration: Duration) -> u64 {

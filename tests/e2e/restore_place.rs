@@ -14,6 +14,7 @@ use std::path::Path;
 use thaw_tests::harness::counter::{self, PORT};
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::{HarnessError, Need, Node, Tested, process};
+use thaw_tests::kubelet::cgroup;
 use thaw_tests::kubelet::cri::api::{LinuxContainerResources, UpdateContainerResourcesRequest};
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::state::PodState;
@@ -252,7 +253,7 @@ spec:
 
 /// The memory limit of the only container's cgroup, on either version.
 fn memory_limit(state: &PodState) -> Result<u64, HarnessError> {
-    let group = format!("{}/{}", state.cgroup, state.container("")?.id);
+    let group = cgroup::of_container(&state.cgroup, &state.container("")?.id);
     let v1 = format!("/sys/fs/cgroup/memory{group}/memory.limit_in_bytes");
     let v2 = format!("/sys/fs/cgroup{group}/memory.max");
     let text = std::fs::read_to_string(v1).or_else(|_| std::fs::read_to_string(v2)).unwrap();

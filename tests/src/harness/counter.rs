@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::HarnessError;
 use crate::kubelet::http::{self, Answer, GetError};
+use crate::kubelet::patience::patient;
 use crate::kubelet::state::PodState;
 
 /// Where it listens unless told otherwise.
@@ -55,7 +56,7 @@ pub async fn verify(pod: &PodState, port: u16) -> Result<State, HarnessError> {
 /// # Errors
 /// When the pod has no address.
 pub async fn exit(pod: &PodState, port: u16, code: i32) -> Result<(), HarnessError> {
-    match http::get(address(pod, port)?, &format!("/exit?code={code}"), ANSWER).await {
+    match http::get(address(pod, port)?, &format!("/exit?code={code}"), patient(ANSWER)).await {
         Ok(_) | Err(GetError::NotHttp { .. } | GetError::Io { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -64,8 +65,8 @@ pub async fn exit(pod: &PodState, port: u16, code: i32) -> Result<(), HarnessErr
 async fn get(pod: &PodState, port: u16, path: &str) -> Result<Answer, HarnessError> {
     let (address, began) = (address(pod, port)?, Instant::now());
     loop {
-        match http::get(address, path, ANSWER).await {
-            Err(GetError::Io { .. }) if began.elapsed() < APPEAR => {
+        match http::get(address, path, patient(ANSWER)).await {
+            Err(GetError::Io { .. }) if began.elapsed() < patient(APPEAR) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             answered => return Ok(answered?),

@@ -25,6 +25,9 @@ const FOLDERS: [(&str, u32); 11] = [
     ("/usr/local", 8),
 ];
 
+/// Where an init writes at its own times. What it keeps for containers are units, which are looked at.
+const OF_THE_INIT: [&str; 4] = ["/run/log/", "/run/systemd/", "/run/udev/", "/run/user/"];
+
 /// Ends of paths that stay on purpose.
 const STAY: [&str; 15] = [
     // Folders that the first container on a node brings about.
@@ -61,6 +64,7 @@ impl Snapshot {
         let mut things = BTreeSet::new();
         things.extend(processes());
         things.extend(mounts());
+        things.extend(units());
         for hierarchy in cgroup::hierarchies().unwrap_or_default() {
             walk(&hierarchy.join(cgroup_parent), 8, &mut |path| {
                 if path.is_dir() {
@@ -71,7 +75,8 @@ impl Snapshot {
         for (folder, depth) in FOLDERS {
             walk(Path::new(folder), depth, &mut |path| {
                 let path = path.to_string_lossy();
-                if !STAY.iter().any(|stay| path.ends_with(stay)) {
+                let of_the_init = OF_THE_INIT.iter().any(|folder| path.starts_with(folder));
+                if !of_the_init && !STAY.iter().any(|stay| path.ends_with(stay)) {
                     things.insert(format!("file {path}"));
                 }
             });
@@ -88,7 +93,7 @@ impl Snapshot {
 
 /// Each process by its number, its start time and its name, so that a new one under an old number is seen.
 fn processes() -> impl Iterator<Item = String> {
-    process::all().into_iter().filter_map(|pid| {
+    process::all().into_iter().filter(|pid| !is_of_the_machine(*pid)).filter_map(|pid| {
         let stat = process::read(pid, "stat").ok()?;
         let (name, rest) = stat.rsplit_once(')')?;
         // Source: proc_pid_stat(5): the start time is field 22, the 20th after the name.
@@ -96,6 +101,17 @@ fn processes() -> impl Iterator<Item = String> {
         let command = process::read(pid, "cmdline").unwrap_or_default().replace('\0', " ");
         Some(format!("process {name}) started at {start}: {}", command.trim_end()))
     })
+}
+
+/// Whether a process comes and goes with a machine of its own, where systemd is the init: a thread of the kernel, or
+/// one of a service other than the runtime's, which shims belong to.
+fn is_of_the_machine(pid: u32) -> bool {
+    let cgroups = process::read(pid, "cgroup").unwrap_or_default();
+    match cgroups.strip_prefix("0::/system.slice/") {
+        Some(service) => !service.starts_with("containerd.service"),
+        // Source: proc_pid_cmdline(5): the kernel's threads have no command line.
+        None => cgroups == "0::/\n" && process::read(pid, "cmdline").is_ok_and(|line| line.is_empty()),
+    }
 }
 
 /// Each mount; one that stands twice is counted.
@@ -108,6 +124,18 @@ fn mounts() -> Vec<String> {
     seen.into_iter()
         .flat_map(|(mount, count)| (1..=count).map(move |which| format!("{mount} #{which}")))
         .collect()
+}
+
+/// The slices and scopes of pods that systemd knows of, where it is the init: a pod has one slice, a container one
+/// scope.
+fn units() -> Vec<String> {
+    if !Path::new("/run/systemd/system").exists() {
+        return Vec::new();
+    }
+    let list =
+        ["list-units", "--all", "--plain", "--no-legend", "--no-pager", "kubepods*", "cri-containerd*"];
+    let listed = process::output("systemctl", &list).unwrap_or_default();
+    listed.lines().filter_map(|line| Some(format!("unit {}", line.split_whitespace().next()?))).collect()
 }
 
 /// Shows every path beneath `folder` on the same file system.

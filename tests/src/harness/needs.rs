@@ -7,6 +7,7 @@ use super::process;
 use crate::kubelet::Kubelet;
 use crate::kubelet::cgroup;
 use crate::kubelet::settings::Settings;
+use crate::kubelet::slice;
 
 /// Something that not every machine has. A container runtime is always needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Need {
     SysResource,
     /// cgroup v2 alone, where a container gets a cgroup namespace of its own.
     CgroupV2,
+    /// systemd as the init, and the runtime under the systemd cgroup driver.
+    SystemdDriver,
 }
 
 /// The connection to the runtime; without it, or where a need is not met, the reason.
@@ -33,13 +36,13 @@ pub(super) async fn meet(needs: &[Need]) -> Result<Kubelet, String> {
         return Err(format!("no container runtime at {socket}; run the tests with scripts/test"));
     }
     for need in needs {
-        need.unmet()?;
+        need.unmet(&settings)?;
     }
     Kubelet::connect(settings).await.map_err(|error| error.to_string())
 }
 
 impl Need {
-    fn unmet(self) -> Result<(), String> {
+    fn unmet(self, settings: &Settings) -> Result<(), String> {
         let program = |name: &str, argument: &str| match process::output(name, &[argument]) {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("{name} does not work here: {error}")),
@@ -59,6 +62,8 @@ impl Need {
                 Err("root lacks CAP_SYS_RESOURCE here, so CRIU cannot freeze other users' processes"
                     .to_owned())
             }
+            Self::SystemdDriver if slice::of_path(&settings.cgroup_parent).is_some() => Ok(()),
+            Self::SystemdDriver => Err("cgroups are not systemd's here; scripts/vm test has them so".into()),
             Self::CgroupV2 => match cgroup::hierarchies() {
                 Ok(found) if found == [Path::new("/sys/fs/cgroup")] => Ok(()),
                 Ok(_) => {

@@ -11,6 +11,7 @@ use super::thaw::{self, Imported};
 use super::{HarnessError, Need, counter, needs, process};
 use crate::kubelet::Kubelet;
 use crate::kubelet::cri::api::ContainerState;
+use crate::kubelet::patience::patient;
 use crate::kubelet::pod_dir::random_text;
 use crate::kubelet::pod_spec::Pod;
 use crate::kubelet::state::PodState;
@@ -63,7 +64,7 @@ impl Node {
     /// When it does not start or does not become ready.
     pub async fn run(&self, pod: Pod) -> Result<PodState, HarnessError> {
         let state = self.kubelet.run(pod).await?;
-        self.kubelet.wait_ready(&state, READY).await?;
+        self.kubelet.wait_ready(&state, patient(READY)).await?;
         Ok(state)
     }
 
@@ -97,7 +98,7 @@ impl Node {
             if status.state() == ContainerState::ContainerExited {
                 return Ok(status.exit_code);
             }
-            if began.elapsed() > SETTLE {
+            if began.elapsed() > patient(SETTLE) {
                 return Err(HarnessError::answer("the runtime", format!("{:?}", status.state())));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -145,7 +146,7 @@ impl Node {
             if added.is_empty() {
                 return Ok(());
             }
-            if began.elapsed() > SETTLE {
+            if began.elapsed() > patient(SETTLE) {
                 return Err(HarnessError::Leaks(added));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

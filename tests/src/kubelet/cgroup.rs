@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The cgroups above a pod's containers: kubelet makes them, the runtime only puts containers beneath.
 //!
-//! On cgroup v1 a pod has one directory in each hierarchy, on v2 a single one.
+//! On cgroup v1 a pod has one directory in each hierarchy, on v2 a single one. Where the kubelet's own cgroup is a
+//! slice, systemd makes them, see [`super::slice`].
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::KubeletError;
-use super::mountinfo;
+use super::patience::patient;
 use super::resources::{Amounts, Class};
+use super::{mountinfo, slice};
 
 /// How long the kernel may take to let go of processes that have just ended.
-const BUSY_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
 /// The mount points of all hierarchies. On a host that mixes both versions the runtime uses the one of v2 too.
 ///
@@ -32,9 +34,26 @@ pub fn hierarchies() -> Result<Vec<PathBuf>, KubeletError> {
 /// The path of a pod's cgroup relative to each hierarchy, with a leading slash, as the runtime is told.
 #[must_use]
 pub fn of_pod(parent: &str, class: Class, uid: &str) -> String {
+    if let Some(parent) = slice::of_path(parent) {
+        let pod = format!("pod{uid}");
+        let parts: Vec<&str> = class.cgroup().into_iter().chain([pod.as_str()]).collect();
+        return slice::path(&slice::beneath(parent, &parts));
+    }
     class
         .cgroup()
         .map_or_else(|| format!("/{parent}/pod{uid}"), |class| format!("/{parent}/{class}/pod{uid}"))
+}
+
+/// The path of a container's cgroup within its pod's, as containerd's CRI has the runtime make it.
+///
+/// Source: containerd, `internal/cri/server/helpers.go`, `getCgroupsPath`.
+#[must_use]
+pub fn of_container(pod: &str, id: &str) -> String {
+    if slice::of_path(pod).is_some() {
+        format!("{pod}/cri-containerd-{id}.scope")
+    } else {
+        format!("{pod}/{id}")
+    }
 }
 
 /// Makes the cgroups of the classes.
@@ -44,6 +63,10 @@ pub fn of_pod(parent: &str, class: Class, uid: &str) -> String {
 pub fn make_class_groups(parent: &str) -> Result<(), KubeletError> {
     for hierarchy in hierarchies()? {
         for class in ["besteffort", "burstable"] {
+            if let Some(parent) = slice::of_path(parent) {
+                slice::start(&hierarchy, &slice::beneath(parent, &[class]), None)?;
+                continue;
+            }
             make(&hierarchy, &format!("/{parent}/{class}"))?;
         }
     }
@@ -56,6 +79,10 @@ pub fn make_class_groups(parent: &str) -> Result<(), KubeletError> {
 /// [`KubeletError::File`] naming the cgroup.
 pub fn make_pod_group(path: &str, amounts: &Amounts) -> Result<(), KubeletError> {
     for hierarchy in hierarchies()? {
+        if let Some(slice) = slice::of_path(path) {
+            slice::start(&hierarchy, slice, Some(amounts))?;
+            continue;
+        }
         let group = make(&hierarchy, path)?;
         for (file, value) in limits(amounts) {
             let file = group.join(file);
@@ -72,6 +99,9 @@ pub fn make_pod_group(path: &str, amounts: &Amounts) -> Result<(), KubeletError>
 /// # Errors
 /// [`KubeletError::File`] when a cgroup still has processes.
 pub fn remove_pod_group(path: &str) -> Result<(), KubeletError> {
+    if let Some(slice) = slice::of_path(path) {
+        slice::stop(slice)?;
+    }
     for hierarchy in hierarchies()? {
         remove_tree(&beneath(&hierarchy, path))?;
     }
@@ -95,7 +125,7 @@ fn limits(amounts: &Amounts) -> Vec<(&'static str, String)> {
 }
 
 /// Shares 2..262144 to a weight 1..10000. Source: kubelet, `pkg/kubelet/cm`, `CpuSharesToCpuWeight`.
-fn weight(shares: i64) -> String {
+pub(super) fn weight(shares: i64) -> String {
     (1 + (shares - 2) * 9999 / 262_142).to_string()
 }
 
@@ -156,7 +186,9 @@ fn remove_tree(group: &Path) -> Result<(), KubeletError> {
         match fs::remove_dir(group) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::ResourceBusy && began.elapsed() < BUSY_LIMIT => {
+            Err(error)
+                if error.kind() == ErrorKind::ResourceBusy && began.elapsed() < patient(BUSY_LIMIT) =>
+            {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(source) => return Err(KubeletError::file("remove", group, source)),
@@ -172,6 +204,8 @@ mod tests {
     fn the_path_shows_the_class() {
         assert_eq!(of_pod("kubepods", Class::BestEffort, "u"), "/kubepods/besteffort/podu");
         assert_eq!(of_pod("a/b", Class::Guaranteed, "u"), "/a/b/podu");
+        let slices = "/k.slice/k-besteffort.slice/k-besteffort-podu.slice";
+        assert_eq!(of_pod("k.slice", Class::BestEffort, "u"), slices);
     }
 
     #[test]

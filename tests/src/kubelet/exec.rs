@@ -4,6 +4,7 @@
 use super::Kubelet;
 use super::cri::api::ExecSyncRequest;
 use super::error::KubeletError;
+use super::patience::time_scale;
 use super::state::PodState;
 
 /// What a command left behind.
@@ -31,6 +32,7 @@ impl Kubelet {
         timeout: i64,
     ) -> Result<Output, KubeletError> {
         let container_id = state.container(container)?.id.clone();
+        let timeout = timeout.saturating_mul(time_scale().into());
         let answer =
             self.cri.exec_sync(ExecSyncRequest { container_id, cmd: command.to_vec(), timeout }).await?;
         Ok(Output {

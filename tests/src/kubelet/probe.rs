@@ -10,6 +10,7 @@ use super::Kubelet;
 use super::cri::api::ContainerState as CriState;
 use super::error::KubeletError;
 use super::http;
+use super::patience::patient;
 use super::pod_spec::{Container, HttpGetAction, Probe, ProbePort};
 use super::start::is_running;
 use super::state::PodState;
@@ -39,7 +40,7 @@ impl Kubelet {
     ) -> Result<Health, KubeletError> {
         let limit = u64::from(probe.timeout_seconds.max(1));
         if let Some(get) = &probe.http_get {
-            return Ok(http_health(state, container, get, Duration::from_secs(limit)).await);
+            return Ok(http_health(state, container, get, patient(Duration::from_secs(limit))).await);
         }
         let command = probe.exec.as_ref().map(|exec| exec.command.clone()).unwrap_or_default();
         let limit = i64::from(probe.timeout_seconds.max(1));

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::patience::patient;
+
 /// The places and values that kubelet takes from its flags.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -13,7 +15,8 @@ pub struct Settings {
     pub root_dir: PathBuf,
     /// kubelet's `podLogsDir`.
     pub pod_logs_dir: PathBuf,
-    /// The cgroup above all pods, relative to the root of each hierarchy, without a leading slash.
+    /// The cgroup above all pods, relative to the root of each hierarchy, without a leading slash. Where it is a
+    /// slice (`kubepods.slice`), cgroups are systemd's.
     pub cgroup_parent: String,
     /// Contents of ConfigMaps and Secrets: `<dir>/configmap/<name>/<key>` and `<dir>/secret/<name>/<key>`.
     pub config_dir: Option<PathBuf>,
@@ -54,6 +57,7 @@ impl Settings {
         if let Some(socket) = std::env::var_os("CONTAINERD_SOCKET") {
             settings.socket = PathBuf::from(socket);
         }
+        settings.request_timeout = patient(settings.request_timeout);
         if let Ok(parent) = std::env::var("THAW_CGROUP_PARENT") {
             parent.trim_matches('/').clone_into(&mut settings.cgroup_parent);
         }
