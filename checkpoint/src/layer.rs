@@ -9,6 +9,9 @@
 //! Invariant: the tar is a stranger's. Nothing is read or written outside the directory, no link is followed, and
 //! attributes that overlayfs itself would obey are never taken from it.
 //!
+//! The content of a volume travels in the same form, but is what it is: no name in it stands for a deletion, and it
+//! has no devices.
+//!
 //! Sockets are left out, as every writer of OCI layers does; CRIU makes those anew that a process had open.
 
 use std::ffi::OsStr;
@@ -22,12 +25,21 @@ mod apply;
 mod upper;
 mod write;
 
-pub use apply::{ApplyError, Stack};
-pub use write::{WriteLayerError, write};
+pub use apply::{ApplyError, Conflict, Stack, empty, fill};
+pub use write::{WriteLayerError, write, write_content};
 
 /// Under this name, among the CRIU images, the layer of a restored container's checkpoint travels when the container
 /// is frozen again: `rootfs-diff.tar` then only has what changed since, and belongs on top of it.
 pub const INHERITED_LAYER: &str = "thaw-rootfs.tar";
+
+/// What a tar stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Changes of a root file system.
+    Layer,
+    /// The content of a volume.
+    Content,
+}
 
 /// Before a name: it was deleted.
 const WHITEOUT: &str = ".wh.";

@@ -23,6 +23,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod reason;
+mod volumes;
 
 pub use capability::{Capabilities, capability_names};
 pub use claims::Claims;
@@ -30,6 +31,7 @@ pub use destination::resolve_destinations;
 pub use host::{Host, Lsm};
 pub use network::{FrozenNetwork, NewNetwork, Socket, Sockets};
 pub use reason::{Held, Reason, Who};
+pub use volumes::{Content, FrozenVolumes, NewVolumes, SHM, volume_file, volume_of};
 
 /// What the images of one container say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub struct Frozen {
     pub lsm: Lsm,
     /// Its sockets, and the addresses that its pod had.
     pub network: FrozenNetwork,
+    /// What there is of its /dev/shm and its volumes.
+    pub volumes: FrozenVolumes,
 }
 
 /// One mount of the frozen container. Source: CRIU images/mnt.proto.
@@ -109,6 +113,8 @@ pub struct NewContainer<'a> {
     pub cgroups: BTreeMap<String, PathBuf>,
     /// What its sockets find, and what the pod wants of them.
     pub network: NewNetwork,
+    /// Its pod's volumes, and what the pod wants of them.
+    pub volumes: NewVolumes,
 }
 
 /// How the container is restored.
@@ -136,6 +142,8 @@ pub struct Plan {
     pub mountpoints: Vec<Mountpoint>,
     /// What becomes of its sockets.
     pub sockets: Sockets,
+    /// What is unpacked before the processes come back.
+    pub contents: Vec<Content>,
 }
 
 /// A place in the root file system on which something is mounted.
@@ -182,6 +190,7 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     namespaces::plan(frozen, new.spec, host, &mut plan, &mut reasons);
     mounts::plan(frozen, new, host, &mut plan, &mut reasons);
     plan.sockets = network::plan(&frozen.network, &new.network, &mut reasons);
+    plan.contents = volumes::plan(&frozen.volumes, &new.volumes, &mut reasons);
     match lsm_profile {
         Ok(profile) => plan.lsm_profile = profile,
         Err(reason) => reasons.push(reason),

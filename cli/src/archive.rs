@@ -13,13 +13,19 @@ use std::rc::Rc;
 
 use checkpoint::dump::{self, ConfigDump, DumpError, NetworkDump, NetworkStatus, SpecDump, StatusDump};
 use checkpoint::layer::INHERITED_LAYER;
+use checkpoint::plan::{SHM, volume_file};
 use indicatif::ProgressBar;
 use tar::Entries;
 
 use crate::compression::{Compression, decompressed};
 
+/// What was in /dev/shm, in archives of Podman.
+const PODMAN_SHM: &str = "devshm-checkpoint.tar";
+/// What was in a volume, in archives of Podman: around the volume's name.
+const PODMAN_VOLUMES: (&str, &str) = ("volumes/", ".tar");
+
 /// The folder of the CRIU images.
-const IMAGES: &str = "checkpoint";
+pub(crate) const IMAGES: &str = "checkpoint";
 
 /// One file of an archive, by what it is to an import.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +34,8 @@ pub(crate) enum Member {
     Image(String),
     /// The layer of the checkpoint from which the container had been restored.
     Inherited,
+    /// Podman's `devshm-checkpoint.tar`, or the tar of a volume; and the image that thaw keeps it as.
+    Content(String, String),
     /// `config.dump`, `spec.dump` or `status.dump`.
     Dump(&'static str),
     /// `rootfs-diff.tar`.
@@ -164,7 +172,7 @@ impl Survey {
 
     /// What an import leaves out though the container may miss it.
     pub(crate) fn left_out(&self) -> impl Iterator<Item = &str> {
-        let wanted = |name: &&String| name.starts_with("volumes/") || *name == "devshm-checkpoint.tar";
+        let wanted = |name: &&String| name.starts_with(PODMAN_VOLUMES.0) && volume(name).is_none();
         self.members.iter().filter(wanted).map(String::as_str)
     }
 
@@ -185,7 +193,11 @@ impl Survey {
             Member::Other(name) if name == dump::NETWORK_STATUS => {
                 self.network_status = dump::parse(dump::NETWORK_STATUS, &small(content)?)?;
             }
-            Member::Image(_) | Member::Inherited | Member::RootfsDiff | Member::Other(_) => {}
+            Member::Image(_)
+            | Member::Content(..)
+            | Member::Inherited
+            | Member::RootfsDiff
+            | Member::Other(_) => {}
         }
         if self.members.insert(name.clone()) { Ok(()) } else { Err(ArchiveError::Twice { name }) }
     }
@@ -201,6 +213,10 @@ impl Member {
             (Some(dump), _) => Self::Dump(dump),
             (None, None) if name == dump::ROOTFS_DIFF => Self::RootfsDiff,
             (None, None) if name == dump::DELETED_FILES => Self::DeletedFiles,
+            (None, None) if name == PODMAN_SHM => Self::Content(name.to_owned(), SHM.to_owned()),
+            (None, Some(_)) if volume(name).is_some() => {
+                Self::Content(name.to_owned(), volume_file(volume(name).unwrap_or_default()))
+            }
             (None, Some((IMAGES, INHERITED_LAYER))) => Self::Inherited,
             (None, Some((IMAGES, image))) if image.contains('/') => {
                 return Err(ArchiveError::Deep { path: path.to_owned() });
@@ -212,13 +228,19 @@ impl Member {
 
     fn name(&self) -> String {
         match self {
-            Self::Image(name) | Self::Other(name) => name.clone(),
+            Self::Image(name) | Self::Other(name) | Self::Content(name, _) => name.clone(),
             Self::Inherited => format!("{IMAGES}/{INHERITED_LAYER}"),
             Self::Dump(name) => (*name).to_owned(),
             Self::RootfsDiff => dump::ROOTFS_DIFF.to_owned(),
             Self::DeletedFiles => dump::DELETED_FILES.to_owned(),
         }
     }
+}
+
+/// The volume whose content a file of a Podman archive has, if a volume of a pod can have that name.
+fn volume(name: &str) -> Option<&str> {
+    let name = name.strip_prefix(PODMAN_VOLUMES.0)?.strip_suffix(PODMAN_VOLUMES.1)?;
+    checkpoint::reference::is_dns_label(name).then_some(name)
 }
 
 fn walk<R: Read, E: From<ArchiveError>>(

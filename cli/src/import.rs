@@ -19,7 +19,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::archive::{Archive, ArchiveError, Member, Survey};
+use crate::archive::{Archive, ArchiveError, IMAGES, Member, Survey};
 use crate::compression::decompressed;
 use crate::identity::Identity;
 use crate::store::{StoreArguments, StoreError};
@@ -243,6 +243,10 @@ fn container(writer: &Writer<'_>, source: &Source, progress: &ProgressBar) -> Re
         match member {
             Member::Image(name) => files.add(name, content)?,
             Member::Dump(name) => files.add(name, content)?,
+            Member::Content(_, image) => {
+                let mut tar = decompressed(content).map_err(ArchiveError::Read)?;
+                files.add(&format!("{IMAGES}/{image}"), &mut tar)?;
+            }
             Member::Inherited => {
                 unpack(stack.as_mut(), "inherited layer", content)?;
                 below = false;
@@ -258,6 +262,7 @@ fn container(writer: &Writer<'_>, source: &Source, progress: &ProgressBar) -> Re
         let mut diff = |member: &Member, content: &mut dyn Read| match member {
             Member::RootfsDiff => unpack(stack.as_mut(), "rootfs-diff.tar", content),
             Member::Image(_)
+            | Member::Content(..)
             | Member::Inherited
             | Member::Dump(_)
             | Member::DeletedFiles

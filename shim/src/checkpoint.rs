@@ -13,7 +13,7 @@ use ::checkpoint::dump::{self, NetworkDump};
 use ::checkpoint::layer;
 use ::checkpoint::plan::resolve_destinations;
 use containerd_shim_protos::events::task::TaskCheckpointed;
-use criu_rpc::{DumpOptions, ManageCgroups, Swrk, Tcp};
+use criu_rpc::{DumpOptions, Event, ManageCgroups, Swrk, Tcp};
 use log::info;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use procfs::process::{MountInfo, Process as ProcFs};
@@ -105,6 +105,7 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
     // Connections that the program has not accepted yet are its peers' alone; they find out by a reset.
     options.tcp_skip_in_flight = true;
     options.file_locks = true;
+    options.link_remap = true;
     options.ext_unix_sk = true;
     options.shell_job = container.init.stdio.terminal;
     options.orphan_pts_master = true;
@@ -123,7 +124,14 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
     write_addresses(pid, images).map_err(|e| failed("reading its addresses")(full(&e)))?;
     write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
     inherited_layer(container, images).map_err(failed("saving the writable layer"))?;
-    session.dump(&options, DEADLINE, &mut |_| Ok(())).map_err(|e| failed("CRIU")(full(&e)))?;
+    let on_event = &mut |event: Event| {
+        if matches!(event, Event::PostDump) {
+            // Now files that have lost the name under which they are open have the one that the images give them.
+            crate::volumes::save(&container.spec, images)?;
+        }
+        Ok(())
+    };
+    session.dump(&options, DEADLINE, on_event).map_err(|e| failed("CRIU")(full(&e)))?;
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     info!(container = container.id.as_str(), pid = pid, elapsed_ms = ms; "checkpointed");
     Ok(criu)

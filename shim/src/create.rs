@@ -33,6 +33,7 @@ use crate::rootfs::{Layer, Rootfs};
 use crate::source::{Source, decide, identity};
 use crate::state::State;
 use crate::stdio::Wiring;
+use crate::volumes::volumes;
 
 /// Creates a container; returns its pid, 0 when it is to be restored.
 ///
@@ -162,7 +163,7 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
     let decided = blocking(move || decide(&spec, |name| asker.restored_from(name))).await?;
     let Some(source) = decided else { return Ok(None) };
     let if_failed = source.if_failed;
-    match plan_restore(request, source).await {
+    match plan_restore(pod, request, source).await {
         Err(e) if if_failed == Otherwise::Start => {
             warn!("the container starts normally, as thaw.dev/if-failed says: {e}");
             Ok(None)
@@ -171,7 +172,11 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
     }
 }
 
-async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Rootfs), TaskError> {
+async fn plan_restore(
+    pod: &Arc<Pod>,
+    request: &Request,
+    source: Source,
+) -> Result<(Prepared, Rootfs), TaskError> {
     crate::cgroup::can_confine(request.options.systemd_cgroup()).map_err(|reasons| TaskError::Refused {
         container: source.container.clone(),
         checkpoint: format!(" from {}", source.name()),
@@ -189,6 +194,7 @@ async fn plan_restore(request: &Request, source: Source) -> Result<(Prepared, Ro
         plan,
         runtime_root: request.options.root(&request.namespace),
         systemd_cgroup: request.options.systemd_cgroup(),
+        filled: pod.filled.clone(),
     };
     Ok((prepared, rootfs))
 }
@@ -209,6 +215,7 @@ fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::pl
         destinations: resolve_destinations(spec, root.as_fd()).map_err(|e| refuse(full(&e)))?,
         cgroups: crate::cgroup::v1_mounts(spec)?,
         network: network(spec, &source.options).map_err(|e| refuse(full(&e)))?,
+        volumes: volumes(spec, &source.options).map_err(|e| refuse(full(&e)))?,
     };
     plan(&source.images.frozen, &new, &Host::probe(spec)).map_err(|e| refuse(full(&e)))
 }

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ::checkpoint::container_dir::ContainerDir;
 use ::checkpoint::plan::{
-    Capabilities, Claims, Frozen, FrozenMount, FrozenNetwork, Lsm, OwnNamespaces, Socket,
+    Capabilities, Claims, Frozen, FrozenMount, FrozenNetwork, FrozenVolumes, Lsm, OwnNamespaces, SHM, Socket,
+    volume_of,
 };
 use criu_rpc::image::{
     Core, Files, Ids, ImagesDir, InetSocket, Inventory, LoadError, Mountpoints, Netns, Pidns, Pstree,
@@ -115,6 +116,10 @@ impl Images {
             image: container.record().image.name.clone(),
             mounts: mounts.mounts().iter().map(frozen_mount).collect::<Result<_, _>>()?,
             network: network(&dir, addresses)?,
+            volumes: FrozenVolumes {
+                shm: names.iter().any(|name| name == SHM),
+                volumes: names.iter().filter_map(|name| volume_of(name)).map(str::to_owned).collect(),
+            },
             network_key,
             pid_key,
             own: own_namespaces(&ids, inventory.root_ids().as_ref()),

@@ -51,6 +51,7 @@ mod state;
 mod stats;
 mod stdio;
 mod task;
+mod volumes;
 
 /// The name that containerd knows this runtime by in `-info` and in logs.
 const RUNTIME_ID: &str = "io.containerd.thaw.v1";

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::container::Container;
 use crate::error::TaskError;
 use crate::events::Events;
+use crate::volumes::FilledFrom;
 
 /// Everything the shim knows.
 pub(crate) struct Pod {
@@ -17,6 +18,8 @@ pub(crate) struct Pod {
     pub(crate) bundle: PathBuf,
     /// Where events go, in order.
     pub(crate) events: Events,
+    /// Which of the pod's volumes hold what checkpoint.
+    pub(crate) filled: FilledFrom,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     restored: Mutex<HashMap<String, String>>,
 }
@@ -25,7 +28,8 @@ impl Pod {
     /// An empty pod.
     pub(crate) fn new(namespace: &str, bundle: PathBuf, events: Events) -> Self {
         let namespace = namespace.to_owned();
-        Self { namespace, bundle, events, containers: Mutex::default(), restored: Mutex::default() }
+        let (containers, restored) = (Mutex::default(), Mutex::default());
+        Self { namespace, bundle, events, filled: FilledFrom::default(), containers, restored }
     }
 
     /// The container with containerd's `id`.

@@ -3,7 +3,8 @@
 //! are told to keep what they made.
 //!
 //! ```text
-//! rewritten images → mount points → the pager, where memory follows → CRIU spawned → into the new cgroup → RESTORE request
+//! rewritten images → mount points → volumes filled → the pager, where memory follows → CRIU spawned
+//!        → into the new cgroup → RESTORE request
 //!        → known to runc → CRIU has exited
 //! ```
 //!
@@ -33,6 +34,7 @@ use crate::reaper::Exits;
 use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
+use crate::volumes::{Filled, FilledFrom};
 use crate::{adopt, mountpoints};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
@@ -92,6 +94,8 @@ pub(crate) struct Prepared {
     pub(crate) runtime_root: PathBuf,
     /// Whether cgroups are systemd's.
     pub(crate) systemd_cgroup: bool,
+    /// Which of the pod's volumes hold what checkpoint.
+    pub(crate) filled: FilledFrom,
 }
 
 impl Prepared {
@@ -178,6 +182,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     let rootfs = container.bundle.join("rootfs");
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
 
+    let filled = fill_volumes(prepared)?;
     let mut swrk = Swrk::new(&source.criu);
     let pager = start_pager(container, source, &images_dir, &workspace)?;
     let mut options = RestoreOptions::new(images_dir, workspace.open()?);
@@ -236,6 +241,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     }
     cgroup.keep();
     workspace.keep();
+    filled.into_iter().for_each(Filled::keep);
     info!(
         container = container.id.as_str(), checkpoint = source.name().as_str(), pid = restored.pid,
         prepare_ms = millis(prepared_in), criu_ms = millis(started.elapsed().saturating_sub(prepared_in));
@@ -254,6 +260,14 @@ fn start_pager(
     let Some(threads) = source.fill_threads else { return Ok(None) };
     let lock = source.checkpoint.lock();
     Started::start(container, images, &workspace.open()?, lock, threads, Handle::current()).map(Some)
+}
+
+/// What the processes had in volumes that belong to the checkpoint.
+fn fill_volumes(prepared: &Prepared) -> Result<Vec<Filled>, TaskError> {
+    let Prepared { source, plan, filled, .. } = prepared;
+    let unpack = |content| Filled::fill(content, &source.dir, &source.name(), filled);
+    let filled = plan.contents.iter().map(unpack).collect::<Result<_, _>>();
+    filled.map_err(prepared.failed("filling the volumes"))
 }
 
 /// The cgroup of the new spec, to get the limits of the new spec.

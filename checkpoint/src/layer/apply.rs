@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
@@ -14,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tar::{Entry, EntryType};
 
 use super::upper::Upper;
-use super::{Existing, OPAQUE, PAX_XATTR, WHITEOUT, above, carried_xattr, existing, plain_path};
+use super::{Existing, Form, OPAQUE, PAX_XATTR, WHITEOUT, above, carried_xattr, existing, plain_path};
 use crate::beneath;
 use crate::manifest::Rootfs;
 
@@ -87,15 +88,8 @@ impl<'a> Stack<'a> {
     /// All of [`ApplyError`] but `Deleted`; then the directory is in no defined state.
     pub fn apply(&mut self, tar: impl Read) -> Result<(), ApplyError> {
         let upper = Upper::new(self.dir, std::mem::take(&mut self.implied));
-        let mut layer = Layer { upper, bytes: 0, times: Vec::new(), last: PathBuf::new() };
-        let mut archive = tar::Archive::new(Source { tar, hash: Sha256::new(), ended: false });
-        layer.unpack_all(&mut archive)?;
-        let mut source = archive.into_inner();
-        if source.ended {
-            return Err(ApplyError::Truncated { last: layer.last });
-        }
-        let last = layer.last;
-        io::copy(&mut source, &mut io::sink()).map_err(|source| ApplyError::Read { last, source })?;
+        let mut layer = Layer::new(upper, Form::Layer, Conflict::Replace);
+        let source = layer.unpack_all(tar)?;
         self.rootfs.bytes = self.rootfs.bytes.saturating_add(layer.bytes);
         self.rootfs.layers.push(crate::digest::hexadecimal(&source.hash.finalize()));
         self.implied = layer.upper.into_implied();
@@ -131,6 +125,46 @@ impl<'a> Stack<'a> {
     }
 }
 
+/// What happens to a file that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// It makes way.
+    Replace,
+    /// It stays, as do directories with their owner and mode.
+    Keep,
+}
+
+/// Unpacks the content of a volume, as [`super::write_content`] packs it, into `dir`; returns the bytes in its files.
+/// `made` gets every path that was not there before, also when this fails.
+///
+/// # Errors
+/// All of [`ApplyError`] but `Deleted`.
+pub fn fill(
+    dir: BorrowedFd<'_>,
+    tar: impl Read,
+    conflict: Conflict,
+    made: &mut Vec<PathBuf>,
+) -> Result<u64, ApplyError> {
+    let mut layer = Layer::new(Upper::new(dir, BTreeSet::new()), Form::Content, conflict);
+    let filled = layer.unpack_all(tar).map(|_| layer.bytes);
+    made.append(&mut layer.made);
+    filled
+}
+
+/// Removes what [`fill`] made, best effort: a directory in which there is something else stays.
+pub fn empty(dir: BorrowedFd<'_>, made: &[PathBuf]) {
+    for path in made.iter().rev() {
+        let (Ok(parent), Some(name)) =
+            (beneath::open_dir(dir, Path::new(".").join(above(path))), path.file_name())
+        else {
+            continue;
+        };
+        if rustix::fs::unlinkat(&parent, name, AtFlags::empty()).is_err() {
+            let _ = rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
 /// Hashes what is read, and notes whether the end was reached.
 struct Source<R> {
     tar: R,
@@ -149,24 +183,54 @@ impl<R: Read> Read for Source<R> {
 
 struct Layer<'a> {
     upper: Upper<'a>,
+    form: Form,
+    conflict: Conflict,
+    /// In a volume, what was not there before.
+    made: Vec<PathBuf>,
     bytes: u64,
     /// When directories were last changed: set at the end, since filling them changes it.
     times: Vec<(PathBuf, Timespec)>,
     last: PathBuf,
 }
 
-impl Layer<'_> {
-    fn unpack_all<R: Read>(&mut self, archive: &mut tar::Archive<R>) -> Result<(), ApplyError> {
+impl<'a> Layer<'a> {
+    fn new(upper: Upper<'a>, form: Form, conflict: Conflict) -> Self {
+        Self { upper, form, conflict, made: Vec::new(), bytes: 0, times: Vec::new(), last: PathBuf::new() }
+    }
+
+    /// Unpacks a tar and reads it to its end.
+    fn unpack_all<R: Read>(&mut self, tar: R) -> Result<Source<R>, ApplyError> {
+        let mut archive = tar::Archive::new(Source { tar, hash: Sha256::new(), ended: false });
+        self.unpack_entries(&mut archive)?;
+        let mut source = archive.into_inner();
+        let last = || self.last.clone();
+        if source.ended {
+            return Err(ApplyError::Truncated { last: last() });
+        }
+        io::copy(&mut source, &mut io::sink()).map_err(|source| ApplyError::Read { last: last(), source })?;
+        Ok(source)
+    }
+
+    fn unpack_entries<R: Read>(&mut self, archive: &mut tar::Archive<R>) -> Result<(), ApplyError> {
         let read = |last: &Path, source| ApplyError::Read { last: last.to_owned(), source };
         for entry in archive.entries().map_err(|source| read(&self.last, source))? {
             let mut entry = entry.map_err(|source| read(&self.last, source))?;
             let path = Path::new(OsStr::from_bytes(&entry.path_bytes())).to_owned();
             let plain = plain_path(&path).map_err(|problem| ApplyError::Path { path, problem })?;
-            // The top directory itself: its attributes come from the container's own upper directory.
-            if let Some(name) = plain.file_name()
-                && entry.header().entry_type() != EntryType::XGlobalHeader
-            {
-                self.unpack(&mut entry, &plain, name)?;
+            if entry.header().entry_type() == EntryType::XGlobalHeader {
+                continue;
+            }
+            match plain.file_name() {
+                Some(_) if self.conflict == Conflict::Keep && self.upper.holds(&plain) => {}
+                Some(name) => {
+                    if self.form == Form::Content && !self.upper.holds(&plain) {
+                        self.made.push(plain.clone());
+                    }
+                    self.unpack(&mut entry, &plain, name)?;
+                }
+                // The top directory of a layer: its attributes come from the container's own upper directory.
+                None if self.form == Form::Layer || self.conflict == Conflict::Keep => {}
+                None => self.top(&mut entry)?,
             }
             self.last = plain;
         }
@@ -180,6 +244,15 @@ impl Layer<'_> {
         Ok(())
     }
 
+    /// Gives the top directory of a volume its attributes.
+    fn top<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), ApplyError> {
+        let failed = |source| ApplyError::Write { path: ".".into(), source };
+        let read = |source| ApplyError::Read { last: PathBuf::new(), source };
+        let attributes = Attributes::of(entry).map_err(read)?;
+        let top = self.upper.open_dir(Path::new("")).map_err(failed)?;
+        attributes.set(&top, OsStr::new("."), EntryType::Directory).map_err(failed)
+    }
+
     fn unpack<R: Read>(
         &mut self,
         entry: &mut Entry<'_, R>,
@@ -187,10 +260,12 @@ impl Layer<'_> {
         name: &OsStr,
     ) -> Result<(), ApplyError> {
         let failed = |source| ApplyError::Write { path: path.to_owned(), source };
-        if name == OPAQUE {
+        if self.form == Form::Layer && name == OPAQUE {
             return self.upper.opaque(above(path)).map_err(failed);
         }
-        if let Some(deleted) = name.as_bytes().strip_prefix(WHITEOUT.as_bytes()) {
+        if self.form == Form::Layer
+            && let Some(deleted) = name.as_bytes().strip_prefix(WHITEOUT.as_bytes())
+        {
             return match deleted {
                 b"" | b"." | b".." => Err(ApplyError::Path {
                     path: path.to_owned(),
@@ -249,6 +324,10 @@ impl Layer<'_> {
         } else {
             kind.is_fifo().then_some((FileType::Fifo, 0))
         };
+        let device = special.is_some_and(|(kind, _)| kind != FileType::Fifo);
+        if device && self.form == Form::Content {
+            return Ok(None);
+        }
         if special.is_none()
             && !(kind.is_symlink() || kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse())
         {
@@ -263,7 +342,11 @@ impl Layer<'_> {
         } else {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mut file = File::from(rustix::fs::openat(&parent, name, flags, Mode::RUSR | Mode::WUSR)?);
-            let copied = io::copy(entry, &mut file)?;
+            let copied = if kind.is_gnu_sparse() {
+                copy_holes(entry, &mut file)?
+            } else {
+                io::copy(entry, &mut file)?
+            };
             if copied != entry.size() {
                 let text = "the layer ends inside this file";
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
@@ -288,6 +371,30 @@ impl Layer<'_> {
                 format!("it is a hard link to {target:?}, which the layer does not have"),
             )),
         }
+    }
+}
+
+/// Copies, and leaves out what is zero in whole blocks.
+fn copy_holes(source: &mut impl Read, file: &mut File) -> io::Result<u64> {
+    const BLOCK_BYTES: usize = 4096;
+    let (mut block, mut copied) = (vec![0; BLOCK_BYTES], 0u64);
+    loop {
+        let mut filled = 0;
+        while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match source.read(rest)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        let data = block.get(..filled).unwrap_or_default();
+        if data.is_empty() {
+            file.set_len(copied)?;
+            return Ok(copied);
+        }
+        if data.iter().any(|byte| *byte != 0) {
+            file.write_all_at(data, copied)?;
+        }
+        copied = copied.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX));
     }
 }
 

@@ -58,6 +58,13 @@ impl<'a> Upper<'a> {
         beneath::open_dir(self.root, if path.as_os_str().is_empty() { Path::new(".") } else { path })
     }
 
+    /// Whether there is something at `path`.
+    pub(super) fn holds(&self, path: &Path) -> bool {
+        let found =
+            self.open_dir(above(path)).and_then(|dir| existing(&dir, path.file_name().unwrap_or_default()));
+        found.is_ok_and(|found| found != Existing::Nothing)
+    }
+
     /// Opens the directory that `path` lies in, and makes what is missing of it.
     pub(super) fn parent(&mut self, path: &Path) -> io::Result<OwnedFd> {
         let parent = above(path);

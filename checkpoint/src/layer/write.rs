@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, Stat, statat};
 use tar::{Builder, EntryType, Header};
 
 use super::upper::is_opaque;
-use super::{DEPTH_MAX, Existing, OPAQUE, PAX_XATTR, WHITEOUT, carried_xattr, existing};
+use super::{DEPTH_MAX, Existing, Form, OPAQUE, PAX_XATTR, WHITEOUT, carried_xattr, existing};
 use crate::beneath;
 
 /// The longest list of attribute names, and the longest value, in bytes. Source: limits.h, XATTR_LIST_MAX.
@@ -49,35 +49,56 @@ pub enum WriteLayerError {
 /// # Errors
 /// All of [`WriteLayerError`].
 pub fn write(dir: BorrowedFd<'_>, tar: impl Write) -> Result<(), WriteLayerError> {
-    let mut packer = Packer { tar: Builder::new(tar), links: HashMap::new() };
-    packer.directory(dir, Path::new(""), 0)?;
-    let finished = packer.tar.into_inner().and_then(|mut tar| tar.flush());
-    finished.map_err(|source| WriteLayerError::Pack { path: PathBuf::new(), source })
+    Packer::new(tar, Form::Layer).pack(dir)
+}
+
+/// Packs the content of a volume into an uncompressed tar, holes as holes. Devices and sockets are left out.
+///
+/// # Errors
+/// `Depth` and `Pack`.
+pub fn write_content(dir: BorrowedFd<'_>, tar: impl Write) -> Result<(), WriteLayerError> {
+    Packer::new(tar, Form::Content).pack(dir)
 }
 
 struct Packer<W: Write> {
+    form: Form,
     tar: Builder<W>,
     /// The first path of every file that has several.
     links: HashMap<(u64, u64), PathBuf>,
 }
 
 impl<W: Write> Packer<W> {
+    fn new(tar: W, form: Form) -> Self {
+        Self { form, tar: Builder::new(tar), links: HashMap::new() }
+    }
+
+    fn pack(mut self, dir: BorrowedFd<'_>) -> Result<(), WriteLayerError> {
+        let failed = |source| WriteLayerError::Pack { path: PathBuf::new(), source };
+        if self.form == Form::Content {
+            // A layer's top directory is the container's own, a volume's has the owner that its user gave it.
+            self.entry(dir, OsStr::new("."), Path::new(".")).map_err(failed)?;
+        }
+        self.directory(dir, Path::new(""), 0)?;
+        self.tar.into_inner().and_then(|mut tar| tar.flush()).map_err(failed)
+    }
+
     fn directory(&mut self, dir: BorrowedFd<'_>, path: &Path, depth: usize) -> Result<(), WriteLayerError> {
         if depth > DEPTH_MAX {
             return Err(WriteLayerError::Depth { path: path.to_owned() });
         }
         let failed = |source| WriteLayerError::Pack { path: path.to_owned(), source };
-        if is_opaque(dir).map_err(failed)? {
+        if self.form == Form::Layer && is_opaque(dir).map_err(failed)? {
             self.marker(&path.join(OPAQUE)).map_err(failed)?;
         }
         for (name, _) in beneath::names(dir).map_err(failed)? {
             let child = path.join(&name);
             let failed = |source| WriteLayerError::Pack { path: child.clone(), source };
-            if name.as_bytes().starts_with(WHITEOUT.as_bytes()) {
+            if self.form == Form::Layer && name.as_bytes().starts_with(WHITEOUT.as_bytes()) {
                 return Err(WriteLayerError::Name { path: child });
             }
             match existing(dir, &name).map_err(failed)? {
                 Existing::Nothing => {}
+                Existing::Whiteout if self.form == Form::Content => {}
                 Existing::Whiteout => {
                     let mut marker = OsString::from(WHITEOUT);
                     marker.push(&name);
@@ -123,6 +144,7 @@ impl<W: Write> Packer<W> {
         match kind {
             FileType::Directory => special(&mut header, EntryType::Directory)?,
             FileType::Fifo => special(&mut header, EntryType::Fifo)?,
+            FileType::CharacterDevice | FileType::BlockDevice if self.form == Form::Content => return Ok(()),
             FileType::CharacterDevice => special(&mut header, EntryType::Char)?,
             FileType::BlockDevice => special(&mut header, EntryType::Block)?,
             FileType::Symlink => {
@@ -136,8 +158,11 @@ impl<W: Write> Packer<W> {
             }
             FileType::RegularFile => {
                 special(&mut header, EntryType::Regular)?;
-                let file = beneath::open_file(dir, name)?;
+                let mut file = beneath::open_file(dir, name)?;
                 let bytes = file.metadata()?.len();
+                if self.form == Form::Content && has_holes(&file)? {
+                    return self.tar.append_file(path, &mut file);
+                }
                 header.set_size(bytes);
                 // Whatever happens to the file, the tar stays one that can be read.
                 let padded = file.take(bytes).chain(io::repeat(0)).take(bytes);
@@ -147,6 +172,13 @@ impl<W: Write> Packer<W> {
         }
         self.tar.append_data(&mut header, path, io::empty())
     }
+}
+
+/// Whether it takes less room than it is long. Source: stat(2), blocks are of 512 bytes.
+fn has_holes(file: &std::fs::File) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = file.metadata()?;
+    Ok(metadata.blocks().saturating_mul(512) < metadata.len())
 }
 
 fn header(stat: &Stat) -> Header {

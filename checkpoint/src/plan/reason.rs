@@ -203,6 +203,25 @@ pub enum Reason {
         /// Its name.
         interface: String,
     },
+    /// No such volume in the pod.
+    #[error(
+        "thaw.dev/volumes names {name:?}, and the pod has no emptyDir volume of that name: it has {}",
+        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+    )]
+    VolumeUnknown {
+        /// The name in the annotation.
+        name: String,
+        /// The emptyDir volumes that there are.
+        known: Vec<String>,
+    },
+    /// No such volume in the checkpoint.
+    #[error(
+        "thaw.dev/volumes names {name:?}, of which the checkpoint has nothing: the annotation must be there before the pod is frozen"
+    )]
+    VolumeNotFrozen {
+        /// The name in the annotation.
+        name: String,
+    },
     /// Threads have something that the new container may not have.
     #[error("{who} {held}")]
     Claim {

@@ -100,6 +100,7 @@ fn frozen() -> Frozen {
         terminal: false,
         lsm: Lsm::None,
         network: FrozenNetwork::default(),
+        volumes: FrozenVolumes::default(),
     }
 }
 
@@ -112,8 +113,9 @@ fn run(frozen: &Frozen, spec: &Value, host: &Host) -> Result<Plan, Refused> {
     let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
     let destinations = [("/var/run/secrets".into(), "/run/secrets".into())].into_iter().collect();
     let cgroups = [("/sys/fs/cgroup/memory".to_owned(), "/host/memory/new".into())].into_iter().collect();
-    let network = NewNetwork::default();
-    plan(frozen, &NewContainer { spec: &spec, image: IMAGE, destinations, cgroups, network }, host)
+    let (network, volumes) = (NewNetwork::default(), NewVolumes::default());
+    let new = NewContainer { spec: &spec, image: IMAGE, destinations, cgroups, network, volumes };
+    plan(frozen, &new, host)
 }
 
 /// The reasons after changing what fits.

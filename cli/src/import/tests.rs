@@ -74,7 +74,9 @@ fn an_archive_of_podman_needs_a_namespace_and_a_lineage() {
         images(Tar::new(), "sleep")
             .file("config.dump", r#"{"id":"abc","name":"magical","rootfsImageName":"quay.io/x:1"}"#)
             .file("spec.dump", r#"{"ociVersion":"1.2.0"}"#)
-            .file("devshm-checkpoint.tar", "")
+            .file("devshm-checkpoint.tar", gzip(b"a tar"))
+            .file("volumes/data.tar", "another tar")
+            .file("volumes/No_name.tar", "")
             .bytes()
     };
     refused(&[&zstd(&tar())], Import::default(), &["which namespace", "--namespace"]);
@@ -83,7 +85,11 @@ fn an_archive_of_podman_needs_a_namespace_and_a_lineage() {
     for archive in [tar(), zstd(&tar()), gzip(&tar())] {
         let import =
             Import { lineage: Some("line".into()), container: Some("main".into()), ..namespace.clone() };
-        let imported = Fixture::new().import_as(&[&archive], import).unwrap();
+        let fixture = Fixture::new();
+        let imported = fixture.import_as(&[&archive], import).unwrap();
+        let image = |name| std::fs::read(imported.path.join("main/checkpoint").join(name)).unwrap();
+        assert_eq!(image("thaw-shm.tar"), b"a tar");
+        assert_eq!(image("thaw-volume-data.tar"), b"another tar");
         assert_eq!((imported.lineage.as_str(), imported.containers), ("line", vec!["main".to_owned()]));
     }
 }

@@ -79,6 +79,14 @@ spec:
         Ok(pod)
     }
 
+    /// Any part of a pod.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn parsed<T: serde::de::DeserializeOwned>(&self, yaml: &str) -> Result<T, HarnessError> {
+        serde_yaml_ng::from_str(yaml).map_err(|error| KubeletError::from(PodError::Yaml(error)).into())
+    }
+
     /// A pod from its `metadata` and `spec`, in the test's namespace and under the handler under test.
     ///
     /// # Errors
