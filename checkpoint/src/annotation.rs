@@ -30,6 +30,14 @@ pub const MEMORY: &str = "thaw.dev/memory";
 pub const VOLUMES: &str = "thaw.dev/volumes";
 /// Keys that only the node itself may set.
 pub const INTERNAL: &str = "thaw.dev/internal.";
+/// Set by the node's plugin: the checkpoint, `NAMESPACE/LINEAGE/ID`, that it has prepared the container for.
+pub const PREPARED: &str = "thaw.dev/internal.prepared";
+/// Set by the node's plugin: what it alone knows against the restore.
+pub const REFUSED: &str = "thaw.dev/internal.refused";
+/// Set by the node's plugin: `OLD=NEW` for each GPU, by UUID, commas between them.
+pub const GPU_MAP: &str = "thaw.dev/internal.gpu-map";
+/// Set by the node's plugin: the old addresses that the pod has, commas between them.
+pub const KEPT_ADDRESSES: &str = "thaw.dev/internal.addresses";
 
 /// What an error lists as known.
 const KNOWN: &str = "thaw.dev/restore, thaw.dev/restore.<container>, thaw.dev/lineage, thaw.dev/if-missing, thaw.dev/if-failed, thaw.dev/address, thaw.dev/tcp, thaw.dev/memory, thaw.dev/volumes";

@@ -4,6 +4,7 @@
 //! A missing file means the defaults; a key that is not known is an error.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -32,6 +33,43 @@ pub struct Config {
     /// How many threads bring the memory of one lazily restored container, 1 to 64; `None`: as many as the node has
     /// processors, at most 4.
     pub fill_threads: Option<u8>,
+    /// Files and directories of the node that a restored container may get, read-only, where its checkpoint had them
+    /// and the new pod's spec has not. Absolute paths.
+    pub driver_files: Vec<PathBuf>,
+    /// Where `thaw-nri` answers `/healthz` and `/metrics`.
+    pub metrics: Metrics,
+}
+
+/// Where figures can be asked for. In the file: an absolute path, or an address and a port of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Metrics {
+    /// A unix socket.
+    Socket(PathBuf),
+    /// A port of a loopback address.
+    Port(SocketAddr),
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::Socket("/run/thaw/metrics.sock".into())
+    }
+}
+
+impl TryFrom<String> for Metrics {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return Ok(Self::Socket(text.into()));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(Self::Port(address)),
+            _ => {
+                Err(format!("{text:?} is neither an absolute path nor a port of this host (127.0.0.1:9464)"))
+            }
+        }
+    }
 }
 
 impl Default for Config {
@@ -42,6 +80,8 @@ impl Default for Config {
             criu: None,
             memory: Memory::Eager,
             fill_threads: None,
+            driver_files: Vec::new(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -58,7 +98,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not TOML, or has a key or type that is not expected.
-    #[error("{path} is not a valid configuration (known keys: roots, shared_namespaces, criu, memory, fill_threads)", path = path.display())]
+    #[error("{path} is not a valid configuration (known keys: roots, shared_namespaces, criu, memory, fill_threads, driver_files, metrics)", path = path.display())]
     Parse {
         /// The file.
         path: PathBuf,
@@ -118,6 +158,9 @@ impl Config {
         if self.fill_threads.is_some_and(|threads| !(1..=THREADS).contains(&threads)) {
             return Err(("fill_threads", format!("is out of range: it must be 1 to {THREADS}")));
         }
+        if let Some(path) = self.driver_files.iter().find(|path| !path.is_absolute()) {
+            return Err(("driver_files", format!("has {path:?}: it must be an absolute path")));
+        }
         match &self.criu {
             Some(criu) if !criu.is_absolute() => {
                 Err(("criu", format!("is {criu:?}: it must be an absolute path, or absent to use PATH")))
@@ -151,13 +194,18 @@ mod tests {
 
     #[test]
     fn all_keys_are_read() {
-        let config =
-            load("roots = [\"/a\", \"/b\"]\nshared_namespaces = [\"golden\"]\ncriu = \"/usr/sbin/criu\"\nmemory = \"lazy\"\nfill_threads = 3")
-                .unwrap();
+        let config = load(
+            "roots = [\"/a\", \"/b\"]\nshared_namespaces = [\"golden\"]\ncriu = \"/usr/sbin/criu\"\n\
+             memory = \"lazy\"\nfill_threads = 3\n\
+             driver_files = [\"/usr/bin/nvidia-smi\"]\nmetrics = \"[::1]:9464\"",
+        )
+        .unwrap();
         assert_eq!(config.roots.len(), 2);
         assert_eq!(config.shared_namespaces, ["golden"]);
         assert_eq!((config.memory, config.fill_threads), (Memory::Lazy, Some(3)));
         assert_eq!(config.criu.unwrap(), Path::new("/usr/sbin/criu"));
+        assert_eq!(config.driver_files, [PathBuf::from("/usr/bin/nvidia-smi")]);
+        assert_eq!(config.metrics, Metrics::Port("[::1]:9464".parse().unwrap()));
     }
 
     #[test]
@@ -171,6 +219,8 @@ mod tests {
             ("criu = \"criu\"", "criu"),
             ("memory = \"soon\"", "memory"),
             ("fill_threads = 0", "fill_threads"),
+            ("driver_files = [\"lib\"]", "driver_files"),
+            ("metrics = \"0.0.0.0:9464\"", "metrics"),
             ("roots = [", "roots"),
         ] {
             let error = load(text).unwrap_err();

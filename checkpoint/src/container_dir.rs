@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::beneath;
 use crate::dump::{self, ConfigDump, DumpError, StatusDump};
+use crate::gpu::{self, Gpu};
 use crate::manifest::{Container, File};
 use crate::store::CheckpointDir;
 
@@ -237,6 +238,19 @@ impl ContainerDir {
         let json = beneath::read(self.images_dir.as_fd(), dump::DESCRIPTORS, dump::LIMIT_BYTES)
             .map_err(|source| ReadDumpError::Read { file: dump::DESCRIPTORS, source })?;
         Ok(dump::stdio(&json)?)
+    }
+
+    /// The GPUs that it had; none where the producer does not say.
+    ///
+    /// # Errors
+    /// When [`gpu::FILE`] cannot be read or understood.
+    pub fn gpus(&self) -> Result<Vec<Gpu>, ReadDumpError> {
+        if !self.images.iter().any(|image| image.name == gpu::FILE) {
+            return Ok(Vec::new());
+        }
+        let json = beneath::read(self.images_dir.as_fd(), gpu::FILE, dump::LIMIT_BYTES)
+            .map_err(|source| ReadDumpError::Read { file: gpu::FILE, source })?;
+        Ok(dump::parse(gpu::FILE, &json)?)
     }
 
     /// `config.dump`.

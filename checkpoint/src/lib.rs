@@ -13,13 +13,16 @@ pub mod annotation;
 mod beneath;
 pub mod config;
 pub mod container_dir;
+pub mod devices;
 mod digest;
 pub mod dump;
 mod faults;
+pub mod gpu;
 pub mod id;
 pub mod layer;
 pub mod manifest;
 pub mod plan;
+pub mod record;
 pub mod reference;
 pub mod store;
 

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
+use crate::devices::{self, Device};
+
 mod binds;
 mod capability;
 mod claims;
@@ -40,6 +42,8 @@ pub struct Frozen {
     pub image: String,
     /// Its mounts, `mountpoints-N.img`.
     pub mounts: Vec<FrozenMount>,
+    /// The devices that its spec gave it, `spec.dump`.
+    pub devices: Vec<Device>,
     /// The key by which its network namespace is external, `netns-N.img`.
     pub network_key: Option<String>,
     /// The key by which its PID namespace is external (a pod that shares one), `pidns-N.img`.
@@ -115,6 +119,8 @@ pub struct NewContainer<'a> {
     pub network: NewNetwork,
     /// Its pod's volumes, and what the pod wants of them.
     pub volumes: NewVolumes,
+    /// Whether the node's plugin has prepared the container for this restore.
+    pub prepared: bool,
 }
 
 /// How the container is restored.
@@ -138,6 +144,8 @@ pub struct Plan {
     pub lsm_mount_context: Option<String>,
     /// The `inherit_fd` keys of descriptors 0, 1 and 2, where they were pipes.
     pub stdio: [Option<String>; 3],
+    /// The device nodes of the new spec, which take the place of all that the images hold.
+    pub devices: Vec<Device>,
     /// What must exist in the root file system, parents first.
     pub mountpoints: Vec<Mountpoint>,
     /// What becomes of its sockets.
@@ -191,6 +199,7 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     mounts::plan(frozen, new, host, &mut plan, &mut reasons);
     plan.sockets = network::plan(&frozen.network, &new.network, &mut reasons);
     plan.contents = volumes::plan(&frozen.volumes, &new.volumes, &mut reasons);
+    device_nodes(frozen, new, &mut plan, &mut reasons);
     match lsm_profile {
         Ok(profile) => plan.lsm_profile = profile,
         Err(reason) => reasons.push(reason),
@@ -199,7 +208,34 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
         plan.lsm_mount_context = new.spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
     }
     plan.stdio = frozen.stdio.clone().map(|name| name.filter(|name| name.starts_with("pipe:")));
+    let lacks = |reason: &Reason| {
+        matches!(
+            reason,
+            Reason::MountGone { .. }
+                | Reason::DevicesUnprepared { .. }
+                | Reason::AddressGone { keep: true, .. }
+        )
+    };
+    if !new.prepared && reasons.iter().any(lacks) {
+        reasons.push(Reason::NoPlugin);
+    }
     if reasons.is_empty() { Ok(plan) } else { Err(Refused(reasons)) }
+}
+
+/// Every path by which the processes know a device must lead to a device of the new container.
+fn device_nodes(frozen: &Frozen, new: &NewContainer<'_>, plan: &mut Plan, reasons: &mut Vec<Reason>) {
+    plan.devices = devices::of_spec(new.spec);
+    if devices::allows_all(new.spec) {
+        return;
+    }
+    let devices::Fit { aliases, missing, .. } = devices::fit(&frozen.devices, &plan.devices);
+    if !missing.is_empty() {
+        reasons.push(Reason::DevicesGone { paths: missing });
+    }
+    if !aliases.is_empty() {
+        reasons
+            .push(Reason::DevicesUnprepared { paths: aliases.into_iter().map(|alias| alias.path).collect() });
+    }
 }
 
 /// The restored processes are past the points at which a runtime runs them.

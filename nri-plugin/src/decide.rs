@@ -1,41 +1,234 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What to do about a container that is about to be created. Pure: no files, no clock, no sockets.
 //!
-//! Invariant: a key under `thaw.dev/internal.` that this program has not set itself does not reach the shim.
+//! ```text
+//! annotations wrong ───────────────────────▶ the container fails, with every fault
+//! nothing to restore ──────────────────────▶ forged notes are taken out, nothing else
+//! a checkpoint  ──▶ old device paths, missing driver files and tmpfs are added; notes say what was done,
+//!                   and what this node has against it: the shim refuses with these and its own reasons at once
+//! ```
+//!
+//! Invariants: a note under `thaw.dev/internal.` that this program has not set itself does not reach the shim; a
+//! container gets no device that it was not given, and no file that neither its devices' vendor nor the administrator
+//! has named.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
 
-use checkpoint::PodOptions;
-use checkpoint::annotation::{AnnotationErrors, INTERNAL};
-use nri_plugin::nri::api::{Container, ContainerAdjustment, PodSandbox};
+use checkpoint::annotation::{
+    Address, AnnotationErrors, GPU_MAP, INTERNAL, KEPT_ADDRESSES, PREPARED, REFUSED, RestoreRequest,
+};
+use checkpoint::devices::{self, Device};
+use checkpoint::reference::Lineage;
+use checkpoint::{PodOptions, gpu};
+use nri_plugin::nri::api::{
+    Container, ContainerAdjustment, LinuxContainerAdjustment, LinuxDevice, Mount as NriMount, OptionalUInt32,
+    PodSandbox,
+};
 
-/// How the container must be adjusted; most need nothing.
-///
-/// # Errors
-/// Everything that is wrong with the pod's annotations under `thaw.dev/`.
-pub(crate) fn create_container(
-    pod: &PodSandbox,
-    container: &Container,
-) -> Result<ContainerAdjustment, AnnotationErrors> {
-    // The container's own are those of its spec: what the runtime passed on of the pod's, and what kubelet added.
-    let (internal, asked): (BTreeMap<&str, &str>, BTreeMap<_, _>) = pod
-        .annotations
-        .iter()
-        .chain(&container.annotations)
-        .map(|(key, value)| (key.as_str(), value.as_str()))
-        .partition(|(key, _)| key.starts_with(INTERNAL));
-    PodOptions::parse(asked)?;
+use crate::facts::{Held, Here, Mount};
 
-    // A key may be removed or set, never both: the runtime applies an adjustment's annotations in no certain order.
-    let forged: BTreeSet<_> = internal.into_keys().collect();
-    Ok(ContainerAdjustment {
-        annotations: forged.into_iter().map(|key| (format!("-{key}"), String::new())).collect(),
-        ..Default::default()
+/// The longest note, in bytes.
+const NOTE_MAX: usize = 8 * 1024;
+
+/// What a pod asks for one of its containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// Keys that only this program may set and that are there already.
+    forged: BTreeSet<String>,
+    /// What to restore into it.
+    pub(crate) restore: Option<(RestoreRequest, Lineage)>,
+    /// Whether the old addresses come along.
+    pub(crate) keep_addresses: bool,
+}
+
+impl Asked {
+    /// Reads the annotations of a pod and its container.
+    ///
+    /// # Errors
+    /// Everything that is wrong with those under `thaw.dev/`.
+    pub(crate) fn of(pod: &PodSandbox, container: &Container) -> Result<Self, AnnotationErrors> {
+        // The container's own are those of its spec: what the runtime passed on of the pod's, and what kubelet added.
+        let (internal, asked): (BTreeMap<&str, &str>, BTreeMap<_, _>) = pod
+            .annotations
+            .iter()
+            .chain(&container.annotations)
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .partition(|(key, _)| key.starts_with(INTERNAL));
+        let options = PodOptions::parse(asked)?;
+        // A pod without a proper name is none that could be restored.
+        let lineage = options.lineage(&pod.name).ok();
+        Ok(Self {
+            forged: internal.into_keys().map(str::to_owned).collect(),
+            restore: options.for_container(&container.name).zip(lineage),
+            keep_addresses: options.address() == Address::Keep,
+        })
+    }
+
+    /// Keys that only this program may set and that are there already.
+    pub(crate) fn forged(&self) -> &BTreeSet<String> {
+        &self.forged
+    }
+
+    /// The adjustment of a container that is not restored.
+    pub(crate) fn strip(&self) -> ContainerAdjustment {
+        self.with(&BTreeMap::new())
+    }
+
+    /// A key is removed or set, never both: the runtime applies an adjustment's annotations in no certain order.
+    fn with(&self, notes: &BTreeMap<&str, String>) -> ContainerAdjustment {
+        let forged = self.forged.iter().filter(|key| !notes.contains_key(key.as_str()));
+        let forged = forged.map(|key| (format!("-{key}"), String::new()));
+        let notes = notes.iter().map(|(key, note)| ((*key).to_owned(), shortened(note)));
+        ContainerAdjustment { annotations: forged.chain(notes).collect(), ..Default::default() }
+    }
+
+    /// Prepares a container for what `held` says. `addresses` are the old ones that the pod has now, or why not.
+    pub(crate) fn prepare(
+        &self,
+        container: &Container,
+        held: &Held,
+        here: &Here,
+        addresses: &Result<Vec<IpAddr>, String>,
+    ) -> Decision {
+        let fit = if allows_all(container) {
+            devices::Fit::default()
+        } else {
+            devices::fit(&held.devices, &here.devices)
+        };
+        let (map, mut refused) =
+            gpu::compare(&fit.pairs, &held.gpus, &gpu::of_devices(&here.devices, &here.gpus));
+        refused.extend(addresses.as_ref().err().cloned());
+        let mounts = mounts(container, held, here);
+
+        let mut notes = BTreeMap::from([(PREPARED, held.name.clone())]);
+        if !refused.is_empty() {
+            notes.insert(REFUSED, refused.join("; "));
+        }
+        if !map.is_empty() {
+            let pairs = map.iter().map(|(old, new)| format!("{old}={new}"));
+            notes.insert(GPU_MAP, pairs.collect::<Vec<_>>().join(","));
+        }
+        if let Some(addresses) = addresses.as_ref().ok().filter(|addresses| !addresses.is_empty()) {
+            let addresses = addresses.iter().map(ToString::to_string);
+            notes.insert(KEPT_ADDRESSES, addresses.collect::<Vec<_>>().join(","));
+        }
+        let linux = LinuxContainerAdjustment {
+            devices: fit.aliases.iter().map(node).collect(),
+            ..Default::default()
+        };
+        let adjust = ContainerAdjustment {
+            mounts: mounts.iter().map(nri_mount).collect(),
+            linux: (!linux.devices.is_empty()).then_some(linux).into(),
+            ..self.with(&notes)
+        };
+        Decision { adjust, refused }
+    }
+}
+
+/// What is done for a container that is restored.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Decision {
+    /// How it is adjusted.
+    pub(crate) adjust: ContainerAdjustment,
+    /// What this node has against the restore; the shim reports it together with what it finds itself.
+    pub(crate) refused: Vec<String>,
+}
+
+/// What the checkpoint held, the container lacks, and may have.
+fn mounts(container: &Container, held: &Held, here: &Here) -> Vec<Mount> {
+    let has = |destination: &Path| {
+        container
+            .mounts
+            .iter()
+            .any(|mount| destination == Path::new(&mount.destination).components().as_path())
+    };
+    let missing = held.mounts.iter().filter(|mount| !has(&mount.destination) && is_plain(&mount.destination));
+    let bind = |mount: &Mount, source: &Path| {
+        // Drivers' files are the node's: nothing is written to them.
+        let options = options(mount).filter(|option| *option != "ro").chain(["ro"]);
+        let (kind, source) = ("bind".to_owned(), source.to_owned());
+        Mount { kind, source, options: options.map(str::to_owned).collect(), ..mount.clone() }
+    };
+    let tmpfs = |mount: &Mount| Mount {
+        source: "tmpfs".into(),
+        options: options(mount).map(str::to_owned).collect(),
+        ..mount.clone()
+    };
+    let provided = |mount: &Mount| {
+        let vendors = here.driver_mounts.iter().find(|file| file.container_path == mount.destination);
+        match (mount.kind.as_str(), vendors) {
+            ("bind", Some(file)) => Some(bind(mount, &file.host_path)),
+            ("bind", None) if here.allowed_sources.contains(&mount.source) => {
+                Some(bind(mount, &mount.source))
+            }
+            ("tmpfs", _) => Some(tmpfs(mount)),
+            _ => None,
+        }
+    };
+    missing.filter_map(provided).collect()
+}
+
+/// The options of a mount that are taken over from a checkpoint: those that restrict, and how large a tmpfs is.
+fn options(mount: &Mount) -> impl Iterator<Item = &str> {
+    const KNOWN: [&str; 7] = ["bind", "rbind", "ro", "nosuid", "nodev", "noexec", "rprivate"];
+    let sized =
+        |option: &str| mount.kind == "tmpfs" && ["size=", "mode="].iter().any(|key| option.starts_with(key));
+    mount.options.iter().map(String::as_str).filter(move |option| KNOWN.contains(option) || sized(option))
+}
+
+/// Whether something may be mounted here that the pod's spec does not name: not over the kernel's own.
+fn is_plain(destination: &Path) -> bool {
+    let absolute = destination.is_absolute() && destination != Path::new("/");
+    let climbs = destination.components().any(|part| part == std::path::Component::ParentDir);
+    absolute && !climbs && !["/proc", "/sys", "/dev"].iter().any(|top| destination == Path::new(top))
+}
+
+/// Whether it is privileged: it has every device of the node, and needs none.
+fn allows_all(container: &Container) -> bool {
+    container.linux.resources.devices.iter().any(|rule| {
+        let any = rule.major.is_none() && rule.minor.is_none() && matches!(rule.type_.as_str(), "" | "a");
+        rule.allow && any && rule.access.contains('r') && rule.access.contains('w')
     })
+}
+
+fn node(device: &Device) -> LinuxDevice {
+    let number = |value| Some(OptionalUInt32 { value, ..Default::default() }).into();
+    LinuxDevice {
+        path: device.path.to_string_lossy().into_owned(),
+        type_: if device.block { "b" } else { "c" }.to_owned(),
+        major: device.major.into(),
+        minor: device.minor.into(),
+        file_mode: number(device.mode),
+        uid: number(device.uid),
+        gid: number(device.gid),
+        ..Default::default()
+    }
+}
+
+fn nri_mount(mount: &Mount) -> NriMount {
+    NriMount {
+        destination: mount.destination.to_string_lossy().into_owned(),
+        type_: mount.kind.clone(),
+        source: mount.source.to_string_lossy().into_owned(),
+        options: mount.options.clone(),
+        ..Default::default()
+    }
+}
+
+fn shortened(note: &str) -> String {
+    match note.char_indices().find(|(at, _)| *at >= NOTE_MAX) {
+        Some((at, _)) => format!("{}...", note.get(..at).unwrap_or_default()),
+        None => note.to_owned(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::annotation::RESTORE;
+    use nri_plugin::nri::api::{LinuxContainer, LinuxDeviceCgroup, LinuxResources};
+
     use super::*;
 
     fn annotations(list: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
@@ -45,7 +238,7 @@ mod tests {
     fn decide(pod: &[(&str, &str)], container: &[(&str, &str)]) -> Result<Vec<String>, String> {
         let pod = PodSandbox { annotations: annotations(pod), ..Default::default() };
         let container = Container { annotations: annotations(container), ..Default::default() };
-        let adjustment = create_container(&pod, &container).map_err(|errors| errors.to_string())?;
+        let adjustment = Asked::of(&pod, &container).map_err(|errors| errors.to_string())?.strip();
         let rest = ContainerAdjustment { annotations: Default::default(), ..adjustment.clone() };
         assert_eq!(rest, ContainerAdjustment::default());
         assert!(adjustment.annotations.values().all(String::is_empty));
@@ -78,7 +271,7 @@ mod tests {
         for (pod, container, faults) in [
             (vec![("thaw.dev/restor", "latest")], vec![], vec!["thaw.dev/restor\""]),
             (vec![("thaw.dev/restore", "../x")], vec![], vec!["thaw.dev/restore\""]),
-            (vec![("thaw.dev/memory", "lazy")], vec![], vec!["thaw.dev/memory\""]),
+            (vec![("thaw.dev/address", "both")], vec![], vec!["thaw.dev/address\""]),
             (vec![], vec![("thaw.dev/if-failed", "maybe")], vec!["thaw.dev/if-failed\"", "maybe"]),
             // A key without a name after `internal` is no internal key.
             (vec![("thaw.dev/internal", "x")], vec![], vec!["thaw.dev/internal\""]),
@@ -92,5 +285,162 @@ mod tests {
             assert!(faults.iter().all(|fault| message.contains(fault)), "{message}");
             assert!(!message.contains("internal.x"), "{message}");
         }
+    }
+
+    fn device(path: &str, minor: u32) -> Device {
+        Device { path: path.into(), block: false, major: 195, minor, mode: 0o660, uid: 1, gid: 2 }
+    }
+
+    fn bind(destination: &str, source: &str) -> Mount {
+        let options = ["rbind", "rw", "nosuid", "rshared"].map(str::to_owned).to_vec();
+        Mount { destination: destination.into(), kind: "bind".into(), source: source.into(), options }
+    }
+
+    fn asked(annotations_of_pod: &[(&str, &str)]) -> Asked {
+        let pod = PodSandbox {
+            name: "p".into(),
+            annotations: annotations(annotations_of_pod),
+            ..Default::default()
+        };
+        Asked::of(&pod, &Container { name: "main".into(), ..Default::default() }).unwrap()
+    }
+
+    /// What becomes of a container without mounts: nodes, mounts and notes, in words.
+    fn prepared(held: &Held, here: &Here, addresses: &Result<Vec<IpAddr>, String>) -> [Vec<String>; 3] {
+        let forged = [(RESTORE, "latest"), (PREPARED, "forged"), ("thaw.dev/internal.x", "forged")];
+        let decision = asked(&forged).prepare(&Container::new(), held, here, addresses);
+        let ContainerAdjustment { annotations, mounts, linux, .. } = decision.adjust;
+        let nodes = linux
+            .devices
+            .iter()
+            .map(|d| format!("{} {} {}:{} {:o}", d.path, d.type_, d.major, d.minor, d.file_mode.value));
+        let mounts = mounts
+            .iter()
+            .map(|m| format!("{} {} {} {}", m.destination, m.type_, m.source, m.options.join(",")));
+        let mut notes: Vec<_> = annotations.iter().map(|(key, note)| format!("{key}={note}")).collect();
+        notes.sort();
+        [nodes.collect(), mounts.collect(), notes]
+    }
+
+    const STRIPPED: &str = "-thaw.dev/internal.x=";
+    const NOTED: &str = "thaw.dev/internal.prepared=team/a/1";
+
+    #[test]
+    fn a_pod_says_what_is_restored_and_whether_addresses_stay() {
+        let nothing = asked(&[]);
+        assert_eq!((nothing.restore, nothing.keep_addresses), (None, false));
+        let all = asked(&[(RESTORE, "latest"), ("thaw.dev/address", "keep"), ("thaw.dev/lineage", "l")]);
+        let (request, lineage) = all.restore.unwrap();
+        assert_eq!((request.reference.to_string().as_str(), lineage.to_string().as_str()), ("latest", "l"));
+        assert!(all.keep_addresses);
+        assert_eq!(asked(&[("thaw.dev/restore.other", "latest")]).restore, None);
+    }
+
+    #[test]
+    fn a_restored_container_gets_old_paths_and_missing_files_and_nothing_more() {
+        let held = Held {
+            name: "team/a/1".into(),
+            devices: vec![device("/dev/gpu0", 0), device("/dev/fuse", 9)],
+            mounts: vec![
+                bind("/lib/vendor.so", "/old/vendor.so"),
+                bind("/lib/driver.so", "/usr/lib/driver.so"),
+                bind("/etc/shadow", "/etc/shadow"),
+                bind("/proc", "/usr/lib/driver.so"),
+                Mount {
+                    kind: "tmpfs".into(),
+                    options: ["nodev", "size=1m", "context=x"].map(str::to_owned).to_vec(),
+                    ..bind("/scratch", "/etc")
+                },
+                Mount { kind: "sysfs".into(), ..bind("/sys2", "") },
+            ],
+            ..Held::default()
+        };
+        let here = Here {
+            devices: vec![device("/dev/gpu3", 3), device("/dev/other", 5)],
+            driver_mounts: vec![crate::cdi::Mount {
+                host_path: "/new/vendor.so".into(),
+                container_path: "/lib/vendor.so".into(),
+            }],
+            allowed_sources: vec!["/usr/lib/driver.so".into()],
+            ..Here::default()
+        };
+        let [nodes, mounts, notes] = prepared(&held, &here, &Ok(vec![]));
+        assert_eq!(nodes, ["/dev/gpu0 c 195:3 660"]);
+        assert_eq!(
+            mounts,
+            [
+                "/lib/vendor.so bind /new/vendor.so rbind,nosuid,ro",
+                "/lib/driver.so bind /usr/lib/driver.so rbind,nosuid,ro",
+                "/scratch tmpfs tmpfs nodev,size=1m",
+            ]
+        );
+        assert_eq!(notes, [STRIPPED, NOTED]);
+    }
+
+    #[test]
+    fn what_is_there_already_is_left_alone() {
+        let held = Held {
+            name: "team/a/1".into(),
+            devices: vec![device("/dev/gpu0", 0)],
+            mounts: vec![bind("/lib/driver.so", "/usr/lib/driver.so")],
+            ..Held::default()
+        };
+        let here = Here {
+            devices: vec![device("/dev/gpu0", 7)],
+            allowed_sources: vec!["/usr/lib/driver.so".into()],
+            ..Here::default()
+        };
+        let mounts = vec![NriMount { destination: "/lib/driver.so/".into(), ..Default::default() }];
+        let container = Container { mounts, ..Default::default() };
+        let decision = asked(&[(RESTORE, "latest")]).prepare(&container, &held, &here, &Ok(vec![]));
+        assert!(decision.adjust.mounts.is_empty() && decision.adjust.linux.is_none(), "{decision:?}");
+    }
+
+    #[test]
+    fn another_gpu_is_mapped_and_what_cannot_be_is_noted_with_all_reasons() {
+        let card = |uuid: &str, driver: &str| gpu::Card {
+            uuid: uuid.into(),
+            model: "H200".into(),
+            driver: driver.into(),
+        };
+        let held = Held {
+            name: "team/a/1".into(),
+            devices: vec![device("/dev/nvidia0", 0)],
+            gpus: vec![gpu::Gpu { path: "/dev/nvidia0".into(), card: card("GPU-old", "nvidia 1") }],
+            ..Held::default()
+        };
+        let here = |driver| Here {
+            devices: vec![device("/dev/nvidia3", 3)],
+            gpus: vec![gpu::NodeGpu { major: 195, minor: 3, card: card("GPU-new", driver) }],
+            ..Here::default()
+        };
+        let kept = Ok(vec!["10.88.0.5".parse().unwrap(), "fd88::5".parse().unwrap()]);
+        let [_, _, notes] = prepared(&held, &here("nvidia 1"), &kept);
+        let map = "thaw.dev/internal.gpu-map=GPU-old=GPU-new";
+        assert_eq!(notes, [STRIPPED, "thaw.dev/internal.addresses=10.88.0.5,fd88::5", map, NOTED]);
+        let [_, _, notes] = prepared(&held, &here("nvidia 2"), &Err("10.88.0.5 is taken".into()));
+        let refused = notes.iter().find(|note| note.starts_with(REFUSED)).unwrap();
+        assert!(
+            refused.contains("is nvidia 2 on this node") && refused.contains("; 10.88.0.5 is taken"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_privileged_container_needs_no_device() {
+        let rule = LinuxDeviceCgroup { allow: true, access: "rwm".into(), ..Default::default() };
+        let resources = LinuxResources { devices: vec![rule], ..Default::default() };
+        let linux = LinuxContainer { resources: Some(resources).into(), ..Default::default() };
+        let container = Container { linux: Some(linux).into(), ..Default::default() };
+        let held = Held { devices: vec![device("/dev/gpu0", 0)], ..Held::default() };
+        let here = Here { devices: vec![device("/dev/gpu1", 1)], ..Here::default() };
+        let decision = asked(&[(RESTORE, "latest")]).prepare(&container, &held, &here, &Ok(vec![]));
+        assert!(decision.adjust.linux.is_none());
+    }
+
+    #[test]
+    fn a_note_has_a_bound() {
+        assert_eq!(shortened("short"), "short");
+        assert_eq!(shortened(&"ä".repeat(NOTE_MAX)).len(), NOTE_MAX + 3);
     }
 }

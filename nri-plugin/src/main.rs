@@ -1,29 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `thaw-nri`: one process per node, an NRI plugin of containerd.
 //!
-//! When a container is created it refuses a pod whose `thaw.dev/` annotations are wrong, before anything is set up for
-//! it, and takes out annotations that only the node may set. The shim enforces both again.
-#![forbid(unsafe_code)]
+//! When a container is created it refuses a pod whose `thaw.dev/` annotations are wrong, and prepares one that is to be
+//! restored: what the checkpoint knows by path and the new pod has elsewhere, or not yet, is there before anything runs.
+//! The shim resolves and authorises again, and enforces.
 
+mod address;
+mod cdi;
 mod decide;
+mod facts;
 mod logger;
+mod metrics;
 mod plugin;
 mod reconnect;
+mod serve;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use checkpoint::Config;
+use checkpoint::{Config, record};
 use clap::Parser;
 use log::{error, info};
 use nri_plugin::nri::{self, Identity, Session};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::metrics::Metrics;
 use crate::plugin::NodePlugin;
 
-/// thaw's plugin for containerd: checks the thaw.dev/ annotations of pods when their containers are created.
+/// thaw's plugin for containerd: prepares new containers for the checkpoints that they are restored from.
 ///
 /// Runs as a service of its own, and connects again when containerd restarts. containerd may also start it, from
 /// /opt/nri/plugins; then it takes socket, name and index from there and ends with containerd.
@@ -36,12 +42,18 @@ struct Cli {
     /// The plugin's name in containerd's log and in `required_plugins`.
     #[arg(long, default_value = "thaw")]
     name: String,
-    /// Two digits: plugins are called in ascending order.
-    #[arg(long, value_name = "NN", default_value = "10")]
+    /// Two digits: plugins are called in ascending order, and this one must come after those that give out devices.
+    #[arg(long, value_name = "NN", default_value = "90")]
     index: String,
     /// The node's configuration. It is checked at the start; a missing file means the defaults.
     #[arg(long, value_name = "FILE", default_value = Config::PATH)]
     config: PathBuf,
+    /// Where the file system of the node is; in a container, where it is mounted.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    host_root: PathBuf,
+    /// Where shims tell how restores and checkpoints went.
+    #[arg(long, value_name = "FILE", default_value = record::SOCKET)]
+    records: PathBuf,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -62,7 +74,9 @@ async fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     info!(roots:? = config.roots, shared_namespaces:? = config.shared_namespaces; "configuration is valid");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let plugin = Arc::new(NodePlugin);
+    let config = Arc::new(config);
+    let metrics = Arc::new(Metrics::new(config.clone()));
+    let plugin = Arc::new(NodePlugin::new(config.clone(), cli.host_root.clone(), metrics.clone()));
 
     let serve = async {
         match nri::launched()? {
@@ -72,12 +86,17 @@ async fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
                 session.closed().await?;
                 info!("the runtime hung up");
             }
-            None => reconnect::serve(&cli.socket, &Identity::new(&cli.name, &cli.index)?, &plugin).await,
+            None => {
+                let identity = Identity::new(&cli.name, &cli.index)?;
+                reconnect::serve(&cli.socket, &identity, &plugin, || metrics.set_registered(false)).await;
+            }
         }
         Ok(())
     };
     tokio::select! {
         ended = serve => return ended,
+        () = metrics::listen(&cli.records, &metrics) => {}
+        () = serve::serve(&config.metrics, &metrics) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

@@ -31,12 +31,14 @@ impl Default for Backoff {
     }
 }
 
-/// Serves one runtime after the other on this socket, for ever.
-pub(crate) async fn serve<P: Plugin>(socket: &Path, identity: &Identity, plugin: &Arc<P>) {
+/// Serves one runtime after the other on this socket, for ever; `gone` is called whenever one has gone.
+pub(crate) async fn serve<P: Plugin>(socket: &Path, identity: &Identity, plugin: &Arc<P>, gone: impl Fn()) {
     let mut backoff = Backoff::default();
     let mut last = String::new();
     loop {
-        match attempt(socket, identity, plugin).await {
+        let ended = attempt(socket, identity, plugin).await;
+        gone();
+        match ended {
             Ok(ended) => {
                 warn!("the runtime hung up: {ended}; connecting again");
                 backoff = Backoff::default();

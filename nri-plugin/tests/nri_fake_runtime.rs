@@ -10,11 +10,13 @@
 
 mod fake_runtime;
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use checkpoint::record::{Record, Verb};
 use fake_runtime::{Door, Runtime, soon};
 use nri_plugin::nri::api::{
     ConfigureRequest, ConfigureResponse, Container, ContainerAdjustment, ContainerEvent, ContainerUpdate,
@@ -24,7 +26,7 @@ use nri_plugin::nri::api::{
     ValidateContainerAdjustmentRequest, ValidateContainerAdjustmentResponse,
 };
 use nri_plugin::nri::{self, Identity, Plugin, Refused, Session};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -310,11 +312,34 @@ async fn a_refused_registration_says_why() {
 
 // --- the program -----------------------------------------------------------------------------------------------------
 
-/// The program, with no configuration of this machine.
-fn thaw_nri() -> Command {
+/// The program, with no configuration or socket of this machine.
+fn thaw_nri(dir: &Path) -> Command {
+    let config = dir.join("config.toml");
+    let settings =
+        format!("roots = [{:?}]\nmetrics = {:?}\n", dir.join("store"), dir.join("run/metrics.sock"));
+    std::fs::write(&config, settings).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_thaw-nri"));
-    command.args(["--config", "/nonexistent/thaw.toml"]).env_remove("JOURNAL_STREAM").kill_on_drop(true);
+    command.arg("--config").arg(config).arg("--records").arg(dir.join("run/records.sock"));
+    command.env_remove("JOURNAL_STREAM").kill_on_drop(true);
     command
+}
+
+/// What it answers to a request, as soon as it answers at all.
+async fn get(dir: &Path, path: &str) -> String {
+    let connected = async {
+        loop {
+            match UnixStream::connect(dir.join("run/metrics.sock")).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let mut stream = soon(connected).await;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    answer
 }
 
 async fn terminate(mut child: Child) {
@@ -339,11 +364,11 @@ async fn create(runtime: &Runtime, annotations: &[(&str, &str)]) -> Result<Vec<S
 #[tokio::test]
 async fn the_program_follows_its_runtime_over_restarts_and_ends_when_told() {
     let dir = tempfile::tempdir().unwrap();
-    let child = thaw_nri().arg("--socket").arg(dir.path().join("nri.sock")).spawn().unwrap();
+    let child = thaw_nri(dir.path()).arg("--socket").arg(dir.path().join("nri.sock")).spawn().unwrap();
     for _ in 0..3 {
         let door = Door::open(dir.path());
         let mut runtime = door.accept().await;
-        assert_eq!(runtime.handshake("v2.1.9", "").await, 0b1000);
+        assert_eq!(runtime.handshake("v2.1.9", "").await, 0b1111);
         assert_eq!(create(&runtime, &[("thaw.dev/restore", "latest")]).await, Ok(vec![]));
         let stripped = create(&runtime, &[("thaw.dev/internal.plan", "x")]).await;
         assert_eq!(stripped, Ok(vec!["-thaw.dev/internal.plan".to_owned()]));
@@ -359,7 +384,8 @@ async fn the_program_follows_its_runtime_over_restarts_and_ends_when_told() {
 #[tokio::test]
 async fn the_program_can_be_started_by_the_runtime_and_ends_with_it() {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let mut command = thaw_nri();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = thaw_nri(dir.path());
     command.env_clear().envs([
         ("NRI_PLUGIN_SOCKET", "0"),
         ("NRI_PLUGIN_NAME", "thaw"),
@@ -374,6 +400,38 @@ async fn the_program_can_be_started_by_the_runtime_and_ends_with_it() {
     assert!(create(&runtime, &[("thaw.dev/x", "")]).await.is_err());
     drop(runtime);
     assert!(soon(child.wait()).await.unwrap().success());
+}
+
+#[tokio::test]
+async fn the_program_tells_whether_it_is_taken_and_what_shims_have_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let door = Door::open(dir.path());
+    let child = thaw_nri(dir.path()).arg("--socket").arg(dir.path().join("nri.sock")).spawn().unwrap();
+    let waiting = get(dir.path(), "/healthz").await;
+    assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("waiting"), "{waiting}");
+    let mut runtime = door.accept().await;
+    runtime.handshake("v2.1.9", "").await;
+    assert!(get(dir.path(), "/healthz").await.starts_with("HTTP/1.1 200"));
+
+    let records = dir.path().join("run/records.sock");
+    Record::done(Verb::Restore, 5, &[("CRIU", Duration::from_secs(1))]).send(&records).unwrap();
+    Record::failed(Verb::Restore, "refused").send(&records).unwrap();
+    let counted = async {
+        loop {
+            let text = get(dir.path(), "/metrics").await;
+            if text.contains("thaw_failures_total{verb=\"restore\",reason=\"refused\"} 1") {
+                break text;
+            }
+        }
+    };
+    let text = soon(counted).await;
+    assert!(text.contains("openmetrics") && text.contains("thaw_bytes_total{verb=\"restore\"} 5"), "{text}");
+    assert!(get(dir.path(), "/other").await.starts_with("HTTP/1.1 404"));
+
+    drop(runtime);
+    let gone = async { while get(dir.path(), "/healthz").await.starts_with("HTTP/1.1 200") {} };
+    soon(gone).await;
+    terminate(child).await;
 }
 
 #[tokio::test]

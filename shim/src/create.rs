@@ -160,7 +160,7 @@ pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -
 /// Finds the checkpoint that the pod asks for and proves that its restore can hold; `None` starts the image.
 async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, Rootfs)>, TaskError> {
     let (spec, asker) = (request.spec.clone(), pod.clone());
-    let decided = blocking(move || decide(&spec, |name| asker.restored_from(name))).await?;
+    let decided = blocking(move || decide(&spec, &asker.bundle, |name| asker.restored_from(name))).await?;
     let Some(source) = decided else { return Ok(None) };
     let if_failed = source.if_failed;
     match plan_restore(pod, request, source).await {
@@ -216,8 +216,16 @@ fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::pl
         cgroups: crate::cgroup::v1_mounts(spec)?,
         network: network(spec, &source.options).map_err(|e| refuse(full(&e)))?,
         volumes: volumes(spec, &source.options).map_err(|e| refuse(full(&e)))?,
+        prepared: source.notes.prepared.is_some(),
     };
-    plan(&source.images.frozen, &new, &Host::probe(spec)).map_err(|e| refuse(full(&e)))
+    let planned = plan(&source.images.frozen, &new, &Host::probe(spec)).map_err(|e| full(&e));
+    match (planned, source.notes.refused.clone()) {
+        (Ok(plan), None) => Ok(plan),
+        (Ok(_), Some(noted)) => Err(refuse(noted)),
+        (Err(reasons), noted) => {
+            Err(refuse([Some(reasons), noted].into_iter().flatten().collect::<Vec<_>>().join("; ")))
+        }
+    }
 }
 
 /// What the sockets will find in the sandbox.

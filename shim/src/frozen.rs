@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ::checkpoint::container_dir::ContainerDir;
+use ::checkpoint::devices;
 use ::checkpoint::plan::{
     Capabilities, Claims, Frozen, FrozenMount, FrozenNetwork, FrozenVolumes, Lsm, OwnNamespaces, SHM, Socket,
     volume_of,
@@ -120,6 +121,7 @@ impl Images {
                 shm: names.iter().any(|name| name == SHM),
                 volumes: names.iter().filter_map(|name| volume_of(name)).map(str::to_owned).collect(),
             },
+            devices: devices::of_spec(&spec),
             network_key,
             pid_key,
             own: own_namespaces(&ids, inventory.root_ids().as_ref()),

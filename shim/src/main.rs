@@ -33,6 +33,8 @@ mod members;
 mod memory;
 mod mountpoints;
 mod network;
+mod nodes;
+mod notes;
 mod oci;
 mod oom;
 mod options;

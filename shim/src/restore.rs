@@ -35,7 +35,7 @@ use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::volumes::{Filled, FilledFrom};
-use crate::{adopt, mountpoints};
+use crate::{adopt, mountpoints, nodes};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -181,6 +181,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
         .map_err(prepared.failed("preparing the images"))?;
     let rootfs = container.bundle.join("rootfs");
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
+    nodes::create(&rootfs, &plan.devices).map_err(prepared.failed("making the device nodes"))?;
 
     let filled = fill_volumes(prepared)?;
     let mut swrk = Swrk::new(&source.criu);

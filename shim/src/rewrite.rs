@@ -16,6 +16,7 @@ use rustix::mount::{
 
 use crate::error::TaskError;
 use crate::frozen::{FILES, Images};
+use crate::nodes;
 
 /// Where a restore keeps rewritten images and CRIU's log, in the bundle. On tmpfs; below 1 MB.
 const DIRECTORY: &str = "restore";
@@ -109,6 +110,8 @@ pub(crate) fn rewrite(
         utsns.set_domainname(domainname);
         rewritten.push((name.clone(), utsns.into_image().to_bytes()));
     }
+    let nodes = nodes::image(container.images_dir(), &images.frozen, &plan.devices);
+    rewritten.extend(nodes.map_err(TaskError::io("rewrite the device nodes of the images"))?);
     for (name, bytes) in rewritten {
         std::fs::write(into.join(&name), bytes).map_err(TaskError::io(format!("write image {name}")))?;
     }

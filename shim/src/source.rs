@@ -4,7 +4,7 @@
 //! The shim resolves and authorises by itself: whatever told the pod what to do, this is what enforces.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ::checkpoint::annotation::{Memory, Otherwise, PodOptions, RestoreRequest, Scope};
 use ::checkpoint::config::{Config, ConfigError};
@@ -16,6 +16,7 @@ use oci_spec::runtime::Spec;
 
 use crate::error::{TaskError, full};
 use crate::frozen::Images;
+use crate::notes::Notes;
 
 /// Annotations that containerd's CRI writes into each spec; pods cannot forge them.
 ///
@@ -46,6 +47,8 @@ pub(crate) struct Source {
     pub(crate) fill_threads: Option<usize>,
     /// Everything that the pod asks for.
     pub(crate) options: PodOptions,
+    /// What the node's plugin noted.
+    pub(crate) notes: Notes,
 }
 
 impl Source {
@@ -78,13 +81,14 @@ pub(crate) fn identity(annotations: &HashMap<String, String>) -> Option<Identity
 
 /// Decides where the container of `spec` comes from; `None` is its image. Reads the store, so it blocks.
 ///
-/// `restored_from` tells which checkpoint a container of this sandbox was already restored from: the same is
+/// `sandbox` is the bundle of the pod's sandbox. `restored_from` tells which checkpoint a container of this sandbox was already restored from: the same is
 /// not used twice, or a crash loop would replay it for ever.
 ///
 /// # Errors
 /// [`TaskError::Refused`] with every reason.
 pub(crate) fn decide(
     spec: &Spec,
+    sandbox: &Path,
     restored_from: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Source>, TaskError> {
     let Some(annotations) = spec.annotations() else { return Ok(None) };
@@ -94,14 +98,15 @@ pub(crate) fn decide(
         checkpoint,
         reasons,
     };
-    let pairs = annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-    let options = PodOptions::parse(pairs).map_err(|e| refuse(String::new(), full(&e)))?;
+    let (notes, asked) = Notes::split(annotations);
+    let options = PodOptions::parse(asked).map_err(|e| refuse(String::new(), full(&e)))?;
+    notes.are_not_the_pods(sandbox).map_err(|e| refuse(String::new(), full(&e)))?;
     let Some(request) = options.for_container(who.container) else { return Ok(None) };
     let asked = format!(" from {}", request.reference);
     let lineage = options.lineage(who.pod).map_err(|e| refuse(asked.clone(), full(&e)))?;
 
     match open(&who, &request, &lineage, &options, restored_from) {
-        Ok(source) => Ok(source),
+        Ok(source) => Ok(source.map(|source| Source { notes, ..source })),
         Err(Obstacle::Missing(why)) if request.if_missing == Otherwise::Start => {
             warn!("container {} starts normally: {why}", who.container);
             Ok(None)
@@ -164,6 +169,7 @@ fn open(
         dir,
         images,
         options: options.clone(),
+        notes: Notes::default(),
     }))
 }
 

@@ -12,6 +12,7 @@ pub mod error;
 pub mod leaks;
 pub mod needs;
 pub mod node;
+pub mod nri;
 pub mod parity;
 pub mod pods;
 pub mod process;

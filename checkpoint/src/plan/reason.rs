@@ -137,6 +137,28 @@ pub enum Reason {
         /// Where.
         mountpoint: PathBuf,
     },
+    /// Devices that the new container does not have.
+    #[error(
+        "the container had {} when frozen and the new one was given no device for {}: request the same resources, or start it afresh", devices(paths), if paths.len() == 1 { "it" } else { "them" }
+    )]
+    DevicesGone {
+        /// Their paths.
+        paths: Vec<PathBuf>,
+    },
+    /// Paths that must lead to devices which the new container has elsewhere.
+    #[error(
+        "the container knew {}, which must lead to what the new one was given in its place",
+        devices(paths)
+    )]
+    DevicesUnprepared {
+        /// The paths.
+        paths: Vec<PathBuf>,
+    },
+    /// What is missing is what the plugin provides.
+    #[error(
+        "thaw-nri is not running on this node: it provides devices, driver files and addresses that a checkpoint knows"
+    )]
+    NoPlugin,
     /// A cgroup v1 mount for which there is no cgroup.
     #[error(
         "the container had the cgroup mount {mountpoint:?} when frozen, for which this node has no cgroup: use a node with the same cgroup version"
@@ -277,6 +299,10 @@ pub struct Who {
 
 fn quoted(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", ")
+}
+
+fn devices(paths: &[PathBuf]) -> String {
+    format!("the device{} {}", if paths.len() == 1 { "" } else { "s" }, quoted(paths))
 }
 
 fn was(paths: &[PathBuf]) -> &'static str {

@@ -12,6 +12,7 @@ const IMAGE: &str = "docker.io/library/python:3.12";
 fn spec() -> Value {
     json!({
         "ociVersion": "1.2.0",
+        "annotations": { "thaw.dev/internal.prepared": "team/trainer/x" },
         "root": { "path": "rootfs", "readonly": false },
         "process": {
             "cwd": "/", "args": ["python3"], "noNewPrivileges": true,
@@ -92,6 +93,7 @@ fn frozen() -> Frozen {
                 ..mount(9, "/proc/bus", 1, 15, None)
             },
         ],
+        devices: Vec::new(),
         network_key: Some("extRootNetNS".into()),
         pid_key: None,
         own: OwnNamespaces { network: true, pid: true, ipc: true, uts: true, user: false },
@@ -114,7 +116,8 @@ fn run(frozen: &Frozen, spec: &Value, host: &Host) -> Result<Plan, Refused> {
     let destinations = [("/var/run/secrets".into(), "/run/secrets".into())].into_iter().collect();
     let cgroups = [("/sys/fs/cgroup/memory".to_owned(), "/host/memory/new".into())].into_iter().collect();
     let (network, volumes) = (NewNetwork::default(), NewVolumes::default());
-    let new = NewContainer { spec: &spec, image: IMAGE, destinations, cgroups, network, volumes };
+    let prepared = spec.annotations().iter().flatten().any(|(key, _)| key == crate::annotation::PREPARED);
+    let new = NewContainer { spec: &spec, image: IMAGE, destinations, cgroups, network, volumes, prepared };
     plan(frozen, &new, host)
 }
 
@@ -151,6 +154,7 @@ fn what_fits_becomes_a_plan_with_everything_from_the_new_spec() {
     assert_eq!((plan.pid, plan.cgroup_namespace), (None, true));
     assert_eq!(plan.stdio, [None, Some("pipe:[1]".into()), Some("pipe:[2]".into())]);
     let hosts = Mountpoint { destination: "/etc/hosts".into(), like: Some("/new/hosts".into()) };
+    assert_eq!(plan.devices, []);
     assert!(plan.mountpoints.contains(&hosts) && plan.mountpoints.len() == 5);
 }
 
@@ -161,6 +165,54 @@ fn another_image_or_terminal_is_refused() {
     });
     refused("a terminal", |frozen, _| frozen.terminal = true);
     refused("no terminal", |_, spec| process(spec)["terminal"] = true.into());
+}
+
+/// A device as OCI has it.
+fn device(path: &str, minor: u32) -> Value {
+    json!({ "path": path, "type": "c", "major": 195, "minor": minor })
+}
+
+fn had_device(frozen: &mut Frozen, path: &str, minor: u32) {
+    let device = serde_json::from_value(device(path, minor)).unwrap();
+    frozen.devices.extend(crate::devices::Device::from_oci(&device));
+}
+
+#[test]
+fn every_device_that_was_known_by_path_must_be_there() {
+    allowed(|frozen, spec| {
+        had_device(frozen, "/dev/nvidia0", 0);
+        spec["linux"]["devices"] = json!([device("/dev/nvidia0", 3), device("/dev/nvidia3", 3)]);
+    });
+    refused("the devices \"/dev/nvidia0\", \"/dev/nvidia1\" when frozen", |frozen, _| {
+        had_device(frozen, "/dev/nvidia1", 1);
+        had_device(frozen, "/dev/nvidia0", 0);
+    });
+    refused("knew the device \"/dev/nvidia0\", which must lead to", |frozen, spec| {
+        had_device(frozen, "/dev/nvidia0", 0);
+        spec["linux"]["devices"] = json!([device("/dev/nvidia3", 3)]);
+    });
+    allowed(|frozen, spec| {
+        had_device(frozen, "/dev/sda", 0);
+        spec["linux"]["resources"] = json!({ "devices": [{ "allow": true, "access": "rwm" }] });
+    });
+}
+
+#[test]
+fn what_the_plugin_would_have_provided_is_missed_together_with_the_plugin() {
+    let unprepared = |change: fn(&mut Frozen, &mut Value)| {
+        let reasons = reasons(|frozen, spec| {
+            spec["annotations"] = json!({});
+            change(frozen, spec);
+        });
+        reasons.iter().any(|reason| reason.starts_with("thaw-nri is not running on this node"))
+    };
+    assert!(!unprepared(|_, _| ()));
+    assert!(!unprepared(|frozen, _| frozen.terminal = true));
+    assert!(unprepared(|frozen, _| frozen.mounts.push(mount(20, "/lib/driver.so", 5, 1, None))));
+    assert!(unprepared(|frozen, spec| {
+        had_device(frozen, "/dev/nvidia0", 0);
+        spec["linux"]["devices"] = json!([device("/dev/nvidia3", 3)]);
+    }));
 }
 
 #[test]

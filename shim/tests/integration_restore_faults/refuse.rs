@@ -16,6 +16,9 @@ async fn annotations_that_are_not_understood_are_errors() {
     says(&fail_to_create(&pod, &unknown).await, &["main", "thaw.dev/restart", "thaw.dev/if-missing"]);
     let value = pod.container("c2", "latest").annotate("thaw.dev/if-failed", "ignore");
     says(&fail_to_create(&pod, &value).await, &["main", "thaw.dev/if-failed", "ignore", "start"]);
+    // The sandbox has it as well, so it comes from the pod and not from the node's plugin.
+    let sandbox = r#"{"ociVersion": "1.2.0", "annotations": {"thaw.dev/internal.plan": "x"}}"#;
+    std::fs::write(node.bundles().join("s1/config.json"), sandbox).unwrap();
     let internal = pod.container("c3", "latest").annotate("thaw.dev/internal.plan", "x");
     says(&fail_to_create(&pod, &internal).await, &["main", "thaw.dev/internal.plan"]);
 }

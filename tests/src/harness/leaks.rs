@@ -29,7 +29,7 @@ const FOLDERS: [(&str, u32); 11] = [
 const OF_THE_INIT: [&str; 4] = ["/run/log/", "/run/systemd/", "/run/udev/", "/run/user/"];
 
 /// Ends of paths that stay on purpose.
-const STAY: [&str; 15] = [
+const STAY: [&str; 16] = [
     // Folders that the first container on a node brings about.
     "/io.containerd.grpc.v1.cri/containers",
     "/io.containerd.grpc.v1.cri/sandboxes",
@@ -38,6 +38,7 @@ const STAY: [&str; 15] = [
     "/run/containerd/runc/k8s.io",
     "/run/containerd/s",
     "/run/netns",
+    "/run/thaw",
     "/var/lib/cni/networks",
     "/var/lib/cni/networks/pods",
     // CRIU's cache of what the kernel can do.
