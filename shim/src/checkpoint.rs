@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use ::checkpoint::dump::{self, NetworkDump};
 use ::checkpoint::layer;
 use ::checkpoint::plan::resolve_destinations;
+use ::checkpoint::record::Verb;
+use ::checkpoint::{devices, gpu};
 use containerd_shim_protos::events::task::TaskCheckpointed;
 use criu_rpc::{DumpOptions, Event, ManageCgroups, Swrk, Tcp};
 use log::info;
@@ -23,6 +25,7 @@ use protobuf::well_known_types::any::Any;
 use crate::container::Container;
 use crate::create::blocking;
 use crate::error::{TaskError, full};
+use crate::figures;
 use crate::network::interfaces;
 use crate::pod::Pod;
 use crate::reaper::Exits;
@@ -64,7 +67,8 @@ pub(crate) async fn checkpoint(
     let (images, work) = (PathBuf::from(images), PathBuf::from(work));
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let (dumped, exit) = (container.clone(), options.exit);
-    let criu = blocking(move || freeze(&dumped, &images, &work, exit)).await?;
+    let frozen = blocking(move || freeze(&dumped, &images, &work, exit)).await;
+    let criu = frozen.inspect_err(|e| figures::failed(Verb::Checkpoint, e))?;
     exits.of(criu).await;
     pod.events
         .publish(TaskCheckpointed {
@@ -123,6 +127,7 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
     let criu = session.pid();
     write_addresses(pid, images).map_err(|e| failed("reading its addresses")(full(&e)))?;
     write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
+    write_gpus(container, images).map_err(|e| failed("noting its GPUs")(full(&e)))?;
     inherited_layer(container, images).map_err(failed("saving the writable layer"))?;
     let on_event = &mut |event: Event| {
         if matches!(event, Event::PostDump) {
@@ -132,9 +137,25 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
         Ok(())
     };
     session.dump(&options, DEADLINE, on_event).map_err(|e| failed("CRIU")(full(&e)))?;
+    figures::done(Verb::Checkpoint, size(images), &[("freezing", started.elapsed())]);
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     info!(container = container.id.as_str(), pid = pid, elapsed_ms = ms; "checkpointed");
     Ok(criu)
+}
+
+/// Bytes of all files of a directory.
+fn size(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).fold(0, u64::saturating_add)
+}
+
+/// The GPUs that the container has, for the plugin that prepares its restore. Nothing where it has none.
+fn write_gpus(container: &Container, images: &Path) -> std::io::Result<()> {
+    let gpus = gpu::of_devices(&devices::of_spec(&container.spec), &gpu::of_node(Path::new("/")));
+    if gpus.is_empty() {
+        return Ok(());
+    }
+    std::fs::write(images.join(gpu::FILE), serde_json::to_vec(&gpus)?)
 }
 
 /// The mounts that come from outside: binds of the spec, cgroup v1 hierarchies, masked files. `binds` are the

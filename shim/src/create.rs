@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ::checkpoint::annotation::{Otherwise, PodOptions};
 use ::checkpoint::plan::{Host, NewContainer, NewNetwork, plan, resolve_destinations};
+use ::checkpoint::record::Verb;
 use containerd_shim::asynchronous::io::Stdio;
 use containerd_shim::asynchronous::util::read_spec;
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -20,6 +21,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::cgroup::cgroup_path;
 use crate::container::Container;
 use crate::error::{TaskError, full};
+use crate::figures;
 use crate::members;
 use crate::network::{Interfaces, interfaces};
 use crate::oci::Oci;
@@ -160,10 +162,12 @@ pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -
 /// Finds the checkpoint that the pod asks for and proves that its restore can hold; `None` starts the image.
 async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, Rootfs)>, TaskError> {
     let (spec, asker) = (request.spec.clone(), pod.clone());
-    let decided = blocking(move || decide(&spec, &asker.bundle, |name| asker.restored_from(name))).await?;
+    let decided = blocking(move || decide(&spec, &asker.bundle, |name| asker.restored_from(name))).await;
+    let decided = decided.inspect_err(|e| figures::failed(Verb::Restore, e))?;
     let Some(source) = decided else { return Ok(None) };
     let if_failed = source.if_failed;
-    match plan_restore(pod, request, source).await {
+    let planned = plan_restore(pod, request, source).await;
+    match planned.inspect_err(|e| figures::failed(Verb::Restore, e)) {
         Err(e) if if_failed == Otherwise::Start => {
             warn!("the container starts normally, as thaw.dev/if-failed says: {e}");
             Ok(None)

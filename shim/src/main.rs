@@ -22,6 +22,7 @@ mod device_filter;
 mod error;
 mod events;
 mod exec;
+mod figures;
 mod filling;
 mod frozen;
 #[allow(unsafe_code)] // mount_setattr, and a child in a user namespace

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use ::checkpoint::plan::Plan;
+use ::checkpoint::record::Verb;
 use criu_rpc::{Event, ManageCgroups, Namespace, RestoreOptions, Swrk, Tcp};
 use log::info;
 use rustix::fs::{Mode, OFlags};
@@ -35,7 +36,7 @@ use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::volumes::{Filled, FilledFrom};
-use crate::{adopt, mountpoints, nodes};
+use crate::{adopt, figures, mountpoints, nodes};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -127,7 +128,9 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
     let criu_exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let job = {
         let (container, prepared) = (container.clone(), prepared.clone());
-        tokio::task::spawn_blocking(move || run(&container, &prepared, theirs))
+        tokio::task::spawn_blocking(move || {
+            run(&container, &prepared, theirs).inspect_err(|e| figures::failed(Verb::Restore, e))
+        })
     };
     let done = job.await;
     container.restoring.end();
@@ -243,9 +246,12 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     cgroup.keep();
     workspace.keep();
     filled.into_iter().for_each(Filled::keep);
+    let in_criu = started.elapsed().saturating_sub(prepared_in);
+    let steps = [("preparing", prepared_in), ("CRIU", in_criu)];
+    figures::done(Verb::Restore, source.dir.record().bytes(), &steps);
     info!(
         container = container.id.as_str(), checkpoint = source.name().as_str(), pid = restored.pid,
-        prepare_ms = millis(prepared_in), criu_ms = millis(started.elapsed().saturating_sub(prepared_in));
+        prepare_ms = millis(prepared_in), criu_ms = millis(in_criu);
         "restored"
     );
     Ok(Resumed { pid: restored.pid, criu, terminal })

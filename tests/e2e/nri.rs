@@ -9,12 +9,16 @@
     reason = "the whole file is tests"
 )]
 
+use std::io::Read;
+use std::net::{IpAddr, TcpStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use thaw_tests::harness::nri::{DEVICES, FILES, Injector, Program};
+use rustix::process::Signal;
+use thaw_tests::harness::nri::{DEVICES, FILES, HOOKS, Injector, Program};
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::thaw::Imported;
-use thaw_tests::harness::{HarnessError, Need, Node, Tested};
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, process};
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::state::PodState;
 
@@ -199,4 +203,198 @@ async fn a_pod_that_forges_notes_of_the_node_gets_nothing_from_them() -> Tested 
     program.wait_for("removed annotations", 1)?;
     drop((program, injecting));
     node.leave().await
+}
+
+/// A pod that listens on its own addresses, holds /dev/gpu0 open and reads a volume.
+fn place(node: &Node, name: &str, families: &str, devices: &str, volume: &Path) -> Result<Pod, HarnessError> {
+    let mut pod = node.workload_pod(name, "place.py")?;
+    let volume: serde_json::Value = serde_json::json!({"name": "data", "hostPath": {"path": volume}});
+    pod.spec.volumes.push(serde_json::from_value(volume).unwrap());
+    for container in &mut pod.spec.containers {
+        container.set_env("FAMILIES", families);
+        let mount = serde_json::json!({"name": "data", "mountPath": "/data"});
+        container.volume_mounts.push(serde_json::from_value(mount).unwrap());
+    }
+    Ok(pod.annotated(DEVICES, devices))
+}
+
+/// The pod's IPv4 and IPv6 address.
+async fn addresses(node: &Node, state: &PodState) -> Result<[IpAddr; 2], HarnessError> {
+    let script = "grep -v ' lo$' /proc/net/if_inet6 | grep ' 00 [0-9a-f]* *eth0' | head -n 1";
+    let line = shell(node, state, script).await?;
+    let digits = line.split(' ').next().unwrap();
+    let v6 = std::net::Ipv6Addr::from(u128::from_str_radix(digits, 16).unwrap());
+    Ok([state.ip.parse().unwrap(), v6.into()])
+}
+
+/// What the program says at this address.
+fn ask(address: IpAddr) -> Option<serde_json::Value> {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(10) {
+        let connected = TcpStream::connect_timeout(&(address, 7100).into(), Duration::from_secs(2));
+        let mut said = String::new();
+        if connected.and_then(|mut stream| stream.read_to_string(&mut said)).is_ok() && !said.is_empty() {
+            return Some(serde_json::from_str(&said).unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    None
+}
+
+#[tokio::test]
+async fn a_pod_with_other_devices_mount_sources_and_addresses_goes_on_with_either_family_and_both() -> Tested
+{
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let injecting = Injector::register(None).await?;
+    let program = Program::start()?;
+    let volumes = ["old", "new"].map(|name| {
+        let volume = tempfile::tempdir_in("/var/tmp").unwrap();
+        std::fs::write(volume.path().join("name"), name).unwrap();
+        volume
+    });
+    for (families, address) in [("4", "rewrite"), ("6", "rewrite"), ("46", "rewrite"), ("46", "keep")] {
+        let name = |which: &str| format!("{which}-{families}-{address}");
+        let devices = format!("/dev/gpu0={NULL}");
+        let before = node.run(place(&node, &name("before"), families, &devices, volumes[0].path())?).await?;
+        let old = addresses(&node, &before).await?;
+        let wanted: Vec<usize> = families.chars().map(|family| usize::from(family == '6')).collect();
+        let was = ask(old[wanted[0]]).unwrap();
+        assert_eq!((&was["held"], &was["mount"]), (&NULL.into(), &"old".into()));
+        let imported = node.freeze_into_store(&before).await?;
+        node.remove(&before).await?;
+
+        let devices = format!("/dev/gpu3={KMSG}");
+        let after = place(&node, &name("after"), families, &devices, volumes[1].path())?;
+        let after = after.annotated(RESTORE, &imported.reference()).annotated("thaw.dev/address", address);
+        let after = node.run(after).await?;
+        let new = addresses(&node, &after).await?;
+        assert!(
+            old[0] != new[0] && old[1] != new[1],
+            "the new pod has addresses of its own: {old:?} {new:?}"
+        );
+        for which in wanted {
+            let at = if address == "keep" { old[which] } else { new[which] };
+            let Some(is) = ask(at) else { panic!("nobody answers at {at}") };
+            assert_eq!(is["started"], was["started"], "it is another program");
+            assert_eq!((&is["held"], &is["again"]), (&KMSG.into(), &KMSG.into()));
+            assert_eq!((&is["mount"], &is["address"]), (&"new".into(), &at.to_string().into()));
+        }
+        node.remove(&after).await?;
+    }
+    drop((program, injecting, volumes));
+    node.leave().await
+}
+
+#[tokio::test]
+async fn an_address_that_somebody_else_has_is_not_taken_away_from_him() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let program = Program::start()?;
+    let sleeper = |name: &str| node.shell_pod(name, "while :; do sleep 1; done");
+    let before = node.run(sleeper("before")?).await?;
+    let [v4, v6] = addresses(&node, &before).await?;
+    let imported = node.freeze_into_store(&before).await?;
+    let kept = |name: &str| {
+        Ok::<_, HarnessError>(
+            sleeper(name)?.annotated(RESTORE, &imported.reference()).annotated("thaw.dev/address", "keep"),
+        )
+    };
+    // The old pod still runs, and the plugin knows it.
+    let message = refused(&node, kept("beside")?).await?;
+    let owner = format!("{v4} belongs to pod {}/before of this node", node.namespace);
+    assert!(message.contains(&owner) && message.contains(&v6.to_string()), "{message}");
+    node.remove(&before).await?;
+
+    // Somebody on the pods' network of whom no runtime tells.
+    let link = "ip netns add other && ip link add other0 type veth peer name eth0 netns other && \
+                ip link set other0 master cni0 up && ip -n other link set eth0 address 02:00:00:00:00:77 up";
+    process::output("sh", &["-c", link])?;
+    for address in [v4, v6] {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let address = format!("{address}/{length}");
+        process::output("ip", &["-n", "other", "address", "add", &address, "dev", "eth0", "nodad"])?;
+        let message = refused(&node, kept("taken")?).await?;
+        assert!(message.contains("is in use on the pod's network, by 02:00:00:00:00:77"), "{message}");
+        process::output("ip", &["-n", "other", "address", "del", &address, "dev", "eth0"])?;
+    }
+    // `ip` mounts the folder of namespaces on itself.
+    process::output("sh", &["-c", "ip netns del other && umount /run/netns"])?;
+    let alone = node.run(kept("alone")?).await?;
+    let seen = shell(&node, &alone, "ip -o address show dev eth0").await?;
+    assert!(seen.contains(&format!("{v4}/32")) && seen.contains(&format!("{v6}/128")), "{seen}");
+    node.remove(&alone).await?;
+    drop(program);
+    node.leave().await
+}
+
+/// Restores a pod that needs the plugin, which gets `signal` when the pod comes to `hook`.
+async fn faulty_at(node: &Node, imported: &Imported, hook: &'static str, signal: Signal) -> Tested {
+    let program = Program::start()?;
+    let mut injecting = Injector::register(Some(hook)).await?;
+    let moved = |name: String| {
+        let pod = holder(node, &name, &format!("/dev/gpu3={KMSG}"))?;
+        Ok::<_, HarnessError>(pod.annotated(RESTORE, &imported.reference()))
+    };
+    let name = format!("at-{hook}-{}", signal.as_raw());
+    let pod = moved(name.clone())?;
+    let life = async {
+        let result = node.kubelet.run(pod).await;
+        let removed = node.remove(&node.kubelet.find(&node.namespace, &name)?).await;
+        Ok::<_, HarnessError>((result, removed?).0)
+    };
+    let fault = async {
+        injecting.reached().await?;
+        program.signal(signal)?;
+        injecting.go_on();
+        Tested::Ok(())
+    };
+    let (result, fault) = tokio::join!(life, fault);
+    fault?;
+    let too_early = ["run-pod", "create"].contains(&hook);
+    match result? {
+        Ok(_) => assert!(!too_early, "{hook}: it was restored without its device"),
+        Err(error) => {
+            let message = error.cri_message().unwrap_or_default();
+            assert!(
+                too_early && message.contains("thaw-nri is not running on this node"),
+                "{hook}: {message}"
+            );
+        }
+    }
+    // One that was only slow comes back by itself.
+    let again = if signal == Signal::STOP {
+        program.signal(Signal::CONT)?;
+        // The runtime has dropped it at the next event that it waited for.
+        program.wait_for("synchronized", 2)?;
+        program
+    } else {
+        drop(program);
+        Program::start()?
+    };
+    let next = node.run(moved(format!("{name}-next"))?).await?;
+    assert_eq!(looks(node, &next, "/dev/gpu0").await?, "1:b 1:b ");
+    node.remove(&next).await?;
+    again.stop()?;
+    Ok(())
+}
+
+async fn faulty(signal: Signal) -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let injecting = Injector::register(None).await?;
+    let imported = checkpoint(&node, holder(&node, "before", &format!("/dev/gpu0={NULL}"))?).await?;
+    drop(injecting);
+    for hook in HOOKS {
+        println!("{hook}");
+        faulty_at(&node, &imported, hook, signal).await?;
+    }
+    node.leave().await
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_killed_at_any_hook_costs_no_more_than_a_restore_that_needs_it() -> Tested {
+    faulty(Signal::KILL).await
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_too_slow_at_any_hook_costs_no_more_and_comes_back() -> Tested {
+    faulty(Signal::STOP).await
 }

@@ -63,22 +63,22 @@ pub(super) fn announcement(address: IpAddr, own: Mac) -> Packet {
     }
 }
 
-/// Whether somebody else says in this packet that he has the address, or wants it at the same time.
+/// Whether somebody else says in this packet that he has the address; with ARP, also that he wants it at the same time.
+/// A probe for an IPv6 address does not say whose it is, and the socket hears one's own as well.
 pub(super) fn claim(packet: &[u8], address: IpAddr, own: Mac) -> Option<Mac> {
     let who = match address {
         IpAddr::V4(ip) => {
             let packet: &[u8; 28] = packet.first_chunk()?;
-            let [head @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = packet;
+            let head = packet.get(..6)?;
             let sender_mac: [u8; 6] = packet.get(8..14)?.try_into().ok()?;
             let (sender, target) = (packet.get(14..18)?, packet.get(24..28)?);
             let probes = sender == [0; 4] && target == ip.octets();
-            (*head == ARP_HEAD && (sender == ip.octets() || probes)).then_some(sender_mac)?
+            (head == ARP_HEAD && (sender == ip.octets() || probes)).then_some(sender_mac)?
         }
         IpAddr::V6(ip) => {
             let (kind, target) = (packet.get(40)?, packet.get(48..64)?);
             let is_for = packet.get(6) == Some(&ICMPV6) && target == ip.octets();
-            let from_nobody = packet.get(8..24)? == [0; 16];
-            let claims = is_for && (*kind == ADVERTISEMENT || (*kind == SOLICITATION && from_nobody));
+            let claims = is_for && *kind == ADVERTISEMENT;
             let option = packet.get(64..72).filter(|option| option.first() == Some(&2));
             let mac = option.and_then(|option| option.get(2..8)?.try_into().ok()).unwrap_or([0; 6]);
             claims.then_some(mac)?
@@ -157,7 +157,8 @@ mod tests {
             assert_eq!(claim(&said, ip, OWN), Some(OTHER));
             assert_eq!(claim(&said, ip, OTHER), None);
             assert_eq!(claim(&said, other, OWN), None);
-            assert!(claim(&probe(ip, OTHER).bytes, ip, OWN).is_some());
+            assert_eq!(claim(&probe(ip, OTHER).bytes, ip, OWN).is_some(), ip.is_ipv4());
+            assert_eq!(claim(&probe(ip, OWN).bytes, ip, OWN), None);
             assert_eq!(claim(&said[..20], ip, OWN), None);
             assert_eq!(claim(&[], ip, OWN), None);
         }

@@ -29,7 +29,7 @@ const FOLDERS: [(&str, u32); 11] = [
 const OF_THE_INIT: [&str; 4] = ["/run/log/", "/run/systemd/", "/run/udev/", "/run/user/"];
 
 /// Ends of paths that stay on purpose.
-const STAY: [&str; 16] = [
+const STAY: [&str; 18] = [
     // Folders that the first container on a node brings about.
     "/io.containerd.grpc.v1.cri/containers",
     "/io.containerd.grpc.v1.cri/sandboxes",
@@ -39,6 +39,8 @@ const STAY: [&str; 16] = [
     "/run/containerd/s",
     "/run/netns",
     "/run/thaw",
+    "/run/thaw/metrics.sock",
+    "/run/thaw/records.sock",
     "/var/lib/cni/networks",
     "/var/lib/cni/networks/pods",
     // CRIU's cache of what the kernel can do.

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -132,7 +132,7 @@ impl Drop for Program {
 /// A plugin that gives each container the devices and files that its pod's annotations name.
 #[derive(Debug)]
 pub struct Injector {
-    stop_at: Option<&'static str>,
+    stop_at: Mutex<Option<&'static str>>,
     reached: mpsc::UnboundedSender<()>,
     go_on: Arc<Semaphore>,
 }
@@ -150,7 +150,7 @@ pub const HOOKS: [&str; 9] =
     ["run-pod", "create", "post-create", "start", "post-start", "stop", "stop-pod", "remove", "remove-pod"];
 
 impl Injector {
-    /// Registers it; it stops at the hook `stop_at` of every pod until it is told to go on.
+    /// Registers it; it stops at the hook `stop_at` of the first pod until it is told to go on.
     ///
     /// # Errors
     /// When the runtime does not take it.
@@ -159,7 +159,7 @@ impl Injector {
             |error: &dyn std::error::Error| HarnessError::answer("the runtime", format!("{error:?}"));
         let (sender, reached) = mpsc::unbounded_channel();
         let go_on = Arc::new(Semaphore::new(0));
-        let injector = Self { stop_at, reached: sender, go_on: go_on.clone() };
+        let injector = Self { stop_at: Mutex::new(stop_at), reached: sender, go_on: go_on.clone() };
         let trunk = nri::connect(Path::new(nri::SOCKET)).await.map_err(|e| failed(&e))?;
         let identity = Identity::new("injector", "20").map_err(|e| failed(&e))?;
         let session =
@@ -175,7 +175,9 @@ impl Injector {
     }
 
     async fn at(&self, hook: &str) -> Result<(), Refused> {
-        if self.stop_at == Some(hook) {
+        let stops = |at: &mut Option<&'static str>| at.take_if(|at| *at == hook).is_some();
+        // A poisoned lock only means that another call panicked.
+        if stops(&mut self.stop_at.lock().unwrap_or_else(PoisonError::into_inner)) {
             // Nobody waits any more when the test is over.
             let _ = self.reached.send(());
             if let Ok(permit) = self.go_on.acquire().await {
