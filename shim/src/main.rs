@@ -63,6 +63,9 @@ const RUNTIME_ID: &str = "io.containerd.thaw.v1";
 /// parent of the restored init, and the kernel sends `PR_SET_PDEATHSIG` when a parent's *thread* ends.
 const KEEP: Duration = Duration::from_secs(u32::MAX as u64);
 
+/// How many verbs may block at a time; further ones wait for their turn. Each takes a thread, which then stays.
+const BLOCKING: usize = 16;
+
 /// One thread runs everything: a shim is idle nearly all its life and there is one per pod. What blocks
 /// (mount, CRIU, image parsing) goes to the blocking pool.
 fn main() -> std::process::ExitCode {
@@ -89,6 +92,7 @@ fn supervise() -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(KEEP)
+        .max_blocking_threads(BLOCKING)
         .thread_stack_size(memory::STACK)
         .build()?;
     // Exits are reaped in `reaper`.

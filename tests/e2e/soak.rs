@@ -30,7 +30,9 @@ const RESTORES: u32 = 20;
 const SETTLE: Duration = Duration::from_secs(5);
 /// What a shim's own memory may change by in a thousand cycles, bytes: the allocator's pages are never quite the same.
 const SHIM_GROWTH: u64 = 128 << 10;
-/// The same for containerd, whose garbage collector takes its time.
+/// The threads that it may have more: when more verbs block at the same time than ever before, each takes one.
+const SHIM_THREADS: usize = 2;
+/// What may change in containerd, whose garbage collector takes its time.
 const CONTAINERD_GROWTH: u64 = 48 << 20;
 /// The descriptors that containerd may have open for a moment.
 const CONTAINERD_DESCRIPTORS: usize = 8;
@@ -112,7 +114,7 @@ async fn a_thousand_containers_in_one_pod_leave_nothing_in_its_shim() -> Tested 
     tokio::time::sleep(SETTLE).await;
     let after = footprint(shim)?;
     assert_no_growth("the shim", before, after, SHIM_GROWTH, 0);
-    assert!(after.threads <= before.threads, "{before:?} {after:?}");
+    assert!(after.threads <= before.threads + SHIM_THREADS, "{before:?} {after:?}");
     node.remove(&state).await?;
     node.leave().await
 }
