@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use crate::pages::Pages;
 use crate::task::{CopyError, Step, Stopped, Task};
 
-/// What one copy moves, bytes. A fault waits for the copies under way: this takes some 60 µs, and larger ones are
-/// no faster.
-const SEGMENT: u64 = 256 << 10;
+/// What one copy moves, bytes. A fault waits for the copies under way: this takes some 30 µs, and larger ones are no
+/// faster.
+const SEGMENT: u64 = 64 << 10;
 /// How long a process is left alone that changes its mappings.
 const BUSY: Duration = Duration::from_micros(50);
 /// How long a process is left alone whose container has no memory left: the kernel kills something meanwhile.

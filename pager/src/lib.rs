@@ -13,6 +13,7 @@
 //!
 //! One pager serves one restore, in a process of its own: [`run`] is that process's life.
 
+mod ahead;
 mod fill;
 mod image;
 mod keeper;

@@ -5,11 +5,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::ptr;
 
 use criu_rpc::image::{ImagesDir, LoadError};
 use rustix::fs::{Advice, fadvise};
-use rustix::mm::{Advice as Use, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::space::{Piece, Source};
 
@@ -96,22 +98,16 @@ impl Pages {
         offset.map_or(0, |offset| mapping.start.addr() as u64 + offset)
     }
 
-    /// Has the kernel read `piece` from its disk, and waits for none of it.
-    pub fn read_ahead(&self, piece: &Piece) {
-        let Some(mapping) = self.0.get(&piece.source.pages_id) else { return };
-        let length = std::num::NonZeroU64::new(piece.len());
+    /// Has the kernel read `length` bytes at `source` from the disk, unless their beginning is in memory already.
+    pub fn read_ahead(&self, source: Source, length: u64) {
+        let Some(mapping) = self.0.get(&source.pages_id) else { return };
+        let mut byte = [0; 1];
+        let into = &mut [std::io::IoSliceMut::new(&mut byte)];
+        if preadv2(&mapping.file, into, source.offset, ReadWriteFlags::NOWAIT).is_ok() {
+            return;
+        }
         // A file system that cannot is as slow as it is.
-        let _ = fadvise(&mapping.file, piece.source.offset, length, Advice::WillNeed);
-    }
-
-    /// Maps what is in the page cache of `piece`, and reads the rest, so that copying it meets no fault.
-    pub fn populate(&self, piece: &Piece) {
-        let Some(mapping) = self.0.get(&piece.source.pages_id) else { return };
-        let range = usize::try_from(piece.source.offset).ok().zip(usize::try_from(piece.len()).ok());
-        let inside = |(offset, length): &(usize, usize)| offset.saturating_add(*length) <= mapping.length;
-        let Some((offset, length)) = range.filter(inside) else { return };
-        // SAFETY: the range is inside of the mapping, and populating changes nothing that a program sees.
-        let _ = unsafe { madvise(mapping.start.wrapping_byte_add(offset), length, Use::LinuxPopulateRead) };
+        let _ = fadvise(&mapping.file, source.offset, NonZeroU64::new(length), Advice::WillNeed);
     }
 }
 

@@ -77,6 +77,7 @@ pub fn serve(setup: Setup) -> Result<Figures, ServeError> {
     let images = Images::read(&ImagesDir::open(setup.images))?;
     let bytes = images.spaces.values().map(AddressSpace::owed).sum();
     let pages = Arc::new(images.pages);
+    crate::ahead::start(pages.clone(), images.spaces.values()).map_err(kernel("start reading ahead"))?;
     let mut server = Server {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(kernel("make an epoll"))?,
         keeper: setup.keeper,

@@ -135,6 +135,11 @@ impl AddressSpace {
         child
     }
 
+    /// All that is owed, the most urgent first.
+    pub fn in_order(&self) -> impl Iterator<Item = &Piece> {
+        self.order.iter().filter_map(|(_, start)| self.pieces.get(start))
+    }
+
     /// Whether nothing is owed.
     #[must_use]
     pub fn is_empty(&self) -> bool {

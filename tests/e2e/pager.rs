@@ -4,11 +4,13 @@
 
 #![allow(
     clippy::tests_outside_test_module,
+    clippy::expect_used,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "the whole file is tests"
 )]
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use thaw_tests::harness::pods::RESTORE;
@@ -19,6 +21,8 @@ use thaw_tests::kubelet::state::PodState;
 const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
 const PROGRAM: &str = "memory.py";
 const MEMORY: &str = "thaw.dev/memory";
+/// Where containerd has the bundles of CRI's containers.
+const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
 const CONFIG: &str = "/etc/thaw/config.toml";
 
 /// Freezes the program when it has lived for a while.
@@ -27,9 +31,20 @@ async fn frozen(node: &Node, megabytes: u32) -> Result<Imported, HarnessError> {
     let pod = pod.with_containers(|container| container.set_env("MB", &megabytes.to_string()));
     let state = node.run_checked(pod).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let imported = node.freeze_into_store(&state).await?;
+    let imported = freeze(node, &state).await?;
     node.remove(&state).await?;
     Ok(imported)
+}
+
+/// Freezes the program. On a busy machine runc sometimes does not manage to stop several processes that fork.
+async fn freeze(node: &Node, state: &PodState) -> Result<Imported, HarnessError> {
+    for _ in 0..3 {
+        match node.freeze_into_store(state).await {
+            Err(error) if format!("{error:?}").contains("unable to freeze") => {}
+            frozen => return frozen,
+        }
+    }
+    node.freeze_into_store(state).await
 }
 
 async fn restored(node: &Node, name: &str, from: &Imported, memory: &str) -> Result<PodState, HarnessError> {
@@ -48,6 +63,12 @@ fn pagers() -> Vec<u32> {
     let is_pager =
         |pid: &u32| process::read(*pid, "cmdline").is_ok_and(|line| line.starts_with("thaw-pager"));
     process::all().into_iter().filter(is_pager).collect()
+}
+
+/// Whether CRIU was given a pager, which leaves its socket behind.
+fn was_lazy(state: &PodState) -> Result<bool, HarnessError> {
+    let bundle = Path::new(BUNDLES).join(&state.container("")?.id);
+    Ok(bundle.join("restore/lazy-pages.socket").exists())
 }
 
 /// Waits until no pager is left: all memory is there.
@@ -76,7 +97,7 @@ async fn a_freeze_waits_for_the_memory_and_what_it_freezes_is_whole() -> Tested 
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
     let first = frozen(&node, 200).await?;
     let state = restored(&node, "lazy", &first, "lazy").await?;
-    let second = node.freeze_into_store(&state).await?;
+    let second = freeze(&node, &state).await?;
     assert!(pagers().is_empty());
     assert_right(&node, &state).await?;
     node.remove(&state).await?;
@@ -92,10 +113,17 @@ async fn a_freeze_waits_for_the_memory_and_what_it_freezes_is_whole() -> Tested 
 async fn a_pager_that_is_killed_takes_its_container_along_and_the_log_says_why() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
     let from = frozen(&node, 600).await?;
-    let state = restored(&node, "lazy", &from, "lazy").await?;
-    let pagers = pagers();
-    assert_eq!(pagers.len(), 1, "the memory was there before it could be looked at");
-    process::output("kill", &["-9", &pagers[0].to_string()])?;
+    let mut state = restored(&node, "lazy", &from, "lazy").await?;
+    for _ in 0..5 {
+        if !pagers().is_empty() {
+            break;
+        }
+        // The memory was there before it could be looked at.
+        node.remove(&state).await?;
+        state = restored(&node, "lazy", &from, "lazy").await?;
+    }
+    let pager = *pagers().first().expect("a pager that is still at work");
+    process::output("kill", &["-9", &pager.to_string()])?;
     assert_eq!(node.exit_code(&state, "").await?, 137);
     let lines = node.kubelet.logs(&state, "")?;
     let said = lines.iter().find(|line| line.text.starts_with("thaw: the pager"));
@@ -121,16 +149,14 @@ async fn two_restores_of_one_checkpoint_fill_at_once_and_one_removed_takes_its_p
 #[tokio::test]
 async fn the_node_may_make_it_the_default_and_a_pod_may_differ() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
-    let from = frozen(&node, 400).await?;
+    let from = frozen(&node, 64).await?;
     let before = std::fs::read(CONFIG).ok();
     std::fs::create_dir_all("/etc/thaw").unwrap();
     std::fs::write(CONFIG, "memory = \"lazy\"\nfill_threads = 1\n").unwrap();
     let pod = node.workload_pod("default", PROGRAM)?.annotated(RESTORE, &from.reference());
     let default = node.run(pod).await?;
-    assert_eq!(pagers().len(), 1, "the memory was there before it could be looked at");
-    filled().await;
     let eager = restored(&node, "eager", &from, "eager").await?;
-    assert!(pagers().is_empty());
+    assert!(was_lazy(&default)? && !was_lazy(&eager)?);
     match before {
         Some(text) => std::fs::write(CONFIG, text).unwrap(),
         None => std::fs::remove_file(CONFIG).unwrap(),

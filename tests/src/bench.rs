@@ -9,9 +9,11 @@ mod bundle;
 mod command;
 mod copies;
 mod criu;
+mod fresh;
 mod frozen;
 mod heartbeat;
 mod image;
+mod lazy;
 mod machine;
 mod record;
 mod registry;
@@ -20,6 +22,8 @@ mod runc;
 mod shim;
 mod steps;
 mod thaw;
+#[allow(unsafe_code)] // userfaultfd
+mod uffd_limit;
 mod workload;
 mod written;
 
@@ -46,6 +50,9 @@ const LOCAL_IMAGE: &str = "thaw.local/python:1";
 const WORK: &str = "/var/tmp/thaw-bench";
 /// From this size on the image path is repeated less: it takes minutes.
 const LARGE_MB: u64 = 1024;
+
+/// From this size on only thaw is measured: the other ways need a multiple of it on disk, and minutes.
+const HUGE_MB: u64 = 4096;
 
 /// What is restored, and how often.
 #[derive(Debug, Args)]
@@ -75,6 +82,10 @@ pub struct RestoreArgs {
 enum Case {
     /// A pod with thaw.dev/restore.
     Thaw,
+    /// The same with thaw.dev/memory: lazy.
+    Lazy,
+    /// The start of `sleep` under the handler runc.
+    Fresh,
     /// CRIU over RPC, bare.
     Criu,
     /// `runc restore`.
@@ -168,6 +179,9 @@ impl Bench {
         let mut failures = 0;
         for run in 1..=args.runs {
             for case in &turns(&args.cases, run) {
+                if megabytes >= HUGE_MB && !matches!(case, Case::Thaw | Case::Lazy) {
+                    continue;
+                }
                 if *case == Case::Image && megabytes >= LARGE_MB && run > args.large_image_runs {
                     continue;
                 }
@@ -201,11 +215,14 @@ impl Bench {
     ) -> anyhow::Result<()> {
         // What a case before left in the page cache must not matter.
         match case {
-            Case::Thaw | Case::Criu | Case::Runc => copies::warm(&frozen.dir)?,
+            Case::Thaw | Case::Lazy | Case::Criu | Case::Runc => copies::warm(&frozen.dir)?,
             Case::Archive | Case::Image => copies::warm(&frozen.archive)?,
+            Case::Fresh => {}
         }
         match case {
             Case::Thaw => thaw::measure(self, frozen, copies, megabytes, record).await,
+            Case::Lazy => lazy::measure(self, frozen, megabytes, record).await,
+            Case::Fresh => fresh::measure(self, record).await,
             Case::Criu => criu::measure(self, frozen, record).await,
             Case::Runc => runc::measure(self, frozen, record).await,
             Case::Archive => archive::measure(self, frozen, megabytes, record).await,

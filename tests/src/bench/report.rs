@@ -48,8 +48,28 @@ pub(crate) fn ratios(results: &Results) -> Vec<(String, f64)> {
         {
             ratios.push((format!("{case}.with_import_vs_image_path"), (import + pod) / image));
         }
+        ratios.extend(lazy_ratios(results, case));
     }
     ratios
+}
+
+/// The lazy restore of one size against everything that it is to be better than.
+fn lazy_ratios(results: &Results, case: &str) -> Vec<(String, f64)> {
+    const SMALLEST: &str = "restore.64";
+    let size = case.trim_start_matches("restore.");
+    let ratio = |name: &str, ours: &str, other: &str, theirs: &str| {
+        let median = |case, metric| results.find(case, metric).map(Series::median);
+        Some((name.to_owned(), median(case, ours)? / median(other, theirs)?))
+    };
+    let ratios = [
+        ratio(&format!("lazy.{size}.vs_64"), "lazy.running", SMALLEST, "lazy.running"),
+        ratio(&format!("lazy.{size}.vs_criu_eager"), "lazy.running", case, "criu.running"),
+        ratio(&format!("lazy.{size}.vs_image_path"), "lazy.pod", case, "image.all"),
+        ratio(&format!("lazy.{size}.residency_vs_criu_eager"), "lazy.filled", case, "criu.running"),
+        ratio(&format!("lazy.{size}.residency_vs_uffd_limit"), "lazy.filled", case, "limit.uffd_copy"),
+        ratio(&format!("{case}.vs_fresh_sleep"), "lazy.running", case, "fresh.running"),
+    ];
+    ratios.into_iter().flatten().filter(|(name, _)| name != "lazy.64.vs_64").collect()
 }
 
 /// Every series in seconds as a line, with the bytes that were written meanwhile; then bytes, then ratios.
@@ -115,6 +135,22 @@ mod tests {
     fn ratios_are_named_by_their_case_and_only_of_what_was_measured() {
         let results = results(&[("thaw.running", 0.5), ("thaw.pod", 1.0), ("criu.running", 0.25)]);
         assert_eq!(ratios(&results), [("restore.64.vs_criu".to_owned(), 2.0)]);
+    }
+
+    #[test]
+    fn a_lazy_restore_is_compared_with_the_smallest_and_with_the_machine() {
+        let mut results = results(&[("lazy.running", 0.5), ("fresh.running", 1.0)]);
+        let mut record = Record::default();
+        record.seconds("lazy.running", 0.25);
+        record.seconds("lazy.filled", 3.0);
+        record.seconds("limit.uffd_copy", 2.0);
+        results.add("restore.2048", record);
+        let expected = [
+            ("restore.64.vs_fresh_sleep", 0.5),
+            ("lazy.2048.vs_64", 0.5),
+            ("lazy.2048.residency_vs_uffd_limit", 1.5),
+        ];
+        assert_eq!(ratios(&results), expected.map(|(name, ratio)| (name.to_owned(), ratio)));
     }
 
     #[test]

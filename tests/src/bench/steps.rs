@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A pod that is brought up call by call, each one measured: RunPodSandbox, CreateContainer, StartContainer.
 
+use std::cell::Cell;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -56,25 +57,48 @@ impl<'a> Steps<'a> {
         Ok(Self { bench, case, state, container })
     }
 
-    /// Creates the container from `image`, a name or what the runtime takes for one, and starts it; verifies
-    /// that its memory is the frozen one. Returns its id.
+    /// Creates the container from `image`, a name or what the runtime takes for one. Returns its id.
+    pub(crate) async fn create(&self, image: &str, record: &mut Record) -> anyhow::Result<String> {
+        let request = self.create_request(image).await?;
+        let cri = &self.bench.kubelet.cri;
+        let create = timed(async { Ok(cri.create_container(request).await?.container_id) });
+        record.step(&format!("{}.create", self.case), create).await
+    }
+
+    /// Starts it, until its first beat; `began` becomes the moment of the call.
+    pub(crate) async fn start(
+        &self,
+        container_id: &str,
+        began: &Cell<Instant>,
+        record: &mut Record,
+    ) -> anyhow::Result<()> {
+        let case = self.case;
+        let request = StartContainerRequest { container_id: container_id.to_owned() };
+        let start = async {
+            began.set(Instant::now());
+            Ok(self.bench.kubelet.cri.start_container(request).await?)
+        };
+        record.until_beat(&format!("{case}.running"), &self.bench.heartbeat, start).await?;
+        let steps = ["sandbox", "create", "running"].map(|step| format!("{case}.{step}"));
+        record.sum(&format!("{case}.pod"), &steps.each_ref().map(String::as_str));
+        Ok(())
+    }
+
+    /// Fails when its memory is not the frozen one.
+    pub(crate) async fn verify(&self, checksum: &str) -> anyhow::Result<()> {
+        workload::verify(&self.state.ip, checksum).await
+    }
+
+    /// Creates the container, starts it, and verifies its memory. Returns its id.
     pub(crate) async fn restore(
         &self,
         image: &str,
         checksum: &str,
         record: &mut Record,
     ) -> anyhow::Result<String> {
-        let cri = &self.bench.kubelet.cri;
-        let case = self.case;
-        let request = self.create_request(image).await?;
-        let create = timed(async { Ok(cri.create_container(request).await?.container_id) });
-        let container_id = record.step(&format!("{case}.create"), create).await?;
-        let request = StartContainerRequest { container_id: container_id.clone() };
-        let start = async { Ok(cri.start_container(request).await?) };
-        record.until_beat(&format!("{case}.running"), &self.bench.heartbeat, start).await?;
-        let steps = ["sandbox", "create", "running"].map(|step| format!("{case}.{step}"));
-        record.sum(&format!("{case}.pod"), &steps.each_ref().map(String::as_str));
-        workload::verify(&self.state.ip, checksum).await?;
+        let container_id = self.create(image, record).await?;
+        self.start(&container_id, &Cell::new(Instant::now()), record).await?;
+        self.verify(checksum).await?;
         Ok(container_id)
     }
 
