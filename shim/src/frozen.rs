@@ -27,9 +27,13 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    /// Lets go of what only the plan needed: the source lives as long as the container.
+    /// Lets go of what only the plan needed: the source lives as long as the container. Where /dev is and what lies in
+    /// it says which nodes are to be replaced.
     pub(crate) fn forget_judged(&mut self) {
-        self.frozen.mounts = Vec::new();
+        self.frozen
+            .mounts
+            .retain(|mount| mount.mountpoint == "/dev" || mount.mountpoint.starts_with("/dev/"));
+        self.frozen.mounts.shrink_to_fit();
         self.frozen.threads = Vec::new();
     }
 }
