@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a release says of the libraries in its programs.
+
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "the whole file is tests"
+)]
+
+use std::path::Path;
+use std::process::Command;
+
+fn run(script: &str) -> String {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let output = Command::new(tree.join(script)).current_dir(tree).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_bill_of_materials_has_every_library_with_its_licence_and_checksum() {
+    let bill: serde_json::Value = serde_json::from_str(&run("scripts/package.d/sbom")).unwrap();
+    assert_eq!((&bill["bomFormat"], &bill["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
+    let components = bill["components"].as_array().unwrap();
+    for component in components {
+        let name = component["name"].as_str().unwrap();
+        assert!(component["licenses"][0]["expression"].is_string(), "{name} has no licence");
+        assert_eq!(
+            component["hashes"][0]["content"].as_str().map(str::len),
+            Some(64),
+            "{name} has no checksum"
+        );
+    }
+    let has = |name: &str| components.iter().any(|component| component["name"] == name);
+    assert!(has("rustix") && has("protobuf") && has("zstd"));
+    // What only builds or tests is not in the programs, and neither are our own crates libraries of others.
+    assert!(!has("tonic") && !has("proptest") && !has("checkpoint"));
+}
+
+#[test]
+fn the_notices_of_every_library_are_packed() {
+    let notices = run("scripts/package.d/third-party");
+    let libraries = notices.lines().filter(|line| line.starts_with("=== ")).count();
+    let bill: serde_json::Value = serde_json::from_str(&run("scripts/package.d/sbom")).unwrap();
+    assert_eq!(libraries, bill["components"].as_array().unwrap().len());
+    assert!(notices.contains("Permission is hereby granted") && notices.contains("Apache License"));
+}
