@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::checkpoint::annotation::{Otherwise, PodOptions};
-use ::checkpoint::plan::{Host, NewContainer, NewNetwork, plan, resolve_destinations};
+use ::checkpoint::plan::{Host, NewContainer, NewNetwork, Refused, plan, resolve_destinations};
 use ::checkpoint::record::Verb;
 use containerd_shim::asynchronous::io::Stdio;
 use containerd_shim::asynchronous::util::read_spec;
@@ -30,6 +30,7 @@ use crate::options::RuntimeOptions;
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::reaper::Exits;
+use crate::reopen::reopen;
 use crate::restore::{Prepared, Restoring};
 use crate::rootfs::{Layer, Rootfs};
 use crate::source::{Source, decide, identity};
@@ -223,6 +224,11 @@ fn judge(spec: &Spec, rootfs: &Path, source: &Source) -> Result<::checkpoint::pl
         prepared: source.notes.prepared.is_some(),
     };
     let planned = plan(&source.images.frozen, &new, &Host::probe(spec)).map_err(|e| full(&e));
+    let planned =
+        planned.and_then(|plan| match reopen(&source.images, &plan, spec).map_err(|e| full(&e))? {
+            (_, reasons) if reasons.is_empty() => Ok(plan),
+            (_, reasons) => Err(full(&Refused(reasons))),
+        });
     match (planned, source.notes.refused.clone()) {
         (Ok(plan), None) => Ok(plan),
         (Ok(_), Some(noted)) => Err(refuse(noted)),

@@ -42,6 +42,7 @@ mod options;
 mod pod;
 mod process;
 mod reaper;
+mod reopen;
 mod restore;
 mod rewrite;
 mod rootfs;

@@ -32,6 +32,7 @@ use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::filling::Started;
 use crate::reaper::Exits;
+use crate::reopen::reopen;
 use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
@@ -180,7 +181,10 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     let workspace = Workspace::create(&container.bundle)?;
     let hostname =
         plan.uts.as_deref().map(hostname).transpose().map_err(prepared.failed("reading the hostname"))?;
-    let images_dir = rewrite(&source.dir, &source.images, plan, hostname.as_ref(), &workspace.images())
+    let (reopened, _) = reopen(&source.images, plan, &container.spec)
+        .map_err(prepared.failed("looking at the files in volumes"))?;
+    let hostname = hostname.as_ref();
+    let images_dir = rewrite(&source.dir, &source.images, plan, &reopened, hostname, &workspace.images())
         .map_err(prepared.failed("preparing the images"))?;
     let rootfs = container.bundle.join("rootfs");
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ::checkpoint::container_dir::ContainerDir;
 use ::checkpoint::plan::Plan;
-use criu_rpc::image::{Files, Inventory, Utsns};
+use criu_rpc::image::{Files, Inventory, RegFile, Utsns};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
@@ -91,7 +91,7 @@ impl Drop for Workspace {
 
 /// Writes the rewritten images into the directory `into`, and opens them together with all others of `container`.
 ///
-/// `hostname` is that of the new sandbox: CRIU writes the images' name into the pod's UTS namespace.
+/// `reopened` are the open files that have changed, `hostname` is that of the new sandbox: CRIU writes the images' name into the pod's UTS namespace.
 ///
 /// # Errors
 /// When an image cannot be read, or the directory not written.
@@ -99,11 +99,14 @@ pub(crate) fn rewrite(
     container: &ContainerDir,
     images: &Images,
     plan: &Plan,
+    reopened: &[RegFile],
     hostname: Option<&(String, String)>,
     into: &Path,
 ) -> Result<OwnedFd, TaskError> {
-    let mut rewritten =
-        vec![("inventory.img".to_owned(), inventory(images)?), (FILES.to_owned(), files(images, plan)?)];
+    let mut rewritten = vec![
+        ("inventory.img".to_owned(), inventory(images)?),
+        (FILES.to_owned(), files(images, plan, reopened)?),
+    ];
     if let (Some(name), Some((nodename, domainname))) = (&images.utsns, hostname) {
         let mut utsns: Utsns = images.dir.load(name).map_err(unreadable)?;
         utsns.set_nodename(nodename);
@@ -139,17 +142,18 @@ fn inventory(images: &Images) -> Result<Vec<u8>, TaskError> {
 }
 
 /// The open files, with the sockets as the plan wants them.
-fn files(images: &Images, plan: &Plan) -> Result<Vec<u8>, TaskError> {
+fn files(images: &Images, plan: &Plan, reopened: &[RegFile]) -> Result<Vec<u8>, TaskError> {
     let mut files: Files = images.dir.load(FILES).map_err(unreadable)?;
     let rewritten = files
         .rewrite_addresses(&plan.sockets.addresses)
-        .and_then(|moved| Ok((moved, files.close_sockets(&plan.sockets.closed)?)));
-    let (moved, closed) = rewritten.map_err(|e| TaskError::Io {
-        what: "rewrite the sockets".into(),
+        .and_then(|moved| Ok((moved, files.close_sockets(&plan.sockets.closed)?)))
+        .and_then(|(moved, closed)| Ok((moved, closed, files.replace_reg_files(reopened)?)));
+    let (moved, closed, reopened) = rewritten.map_err(|e| TaskError::Io {
+        what: "rewrite the open files".into(),
         source: std::io::Error::other(e),
     })?;
-    if moved + closed > 0 {
-        log::info!(moved = moved, closed = closed; "sockets rewritten");
+    if moved + closed + reopened > 0 {
+        log::info!(moved = moved, closed = closed, reopened = reopened; "sockets and files rewritten");
     }
     Ok(files.into_image().to_bytes())
 }

@@ -19,11 +19,11 @@ use crate::error::full;
 use crate::rewrite::open_dir;
 
 /// Which pod a container is of. Source: containerd `internal/cri/annotations/annotations.go`.
-const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
+pub(crate) const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
 /// Where the kubelet keeps a pod's emptyDir volumes, and binds of parts of volumes, beneath the pod's directory.
 /// Source: Kubernetes pkg/volume/emptydir, pkg/volume/util/subpath.
-const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
-const SUB_PATHS: &str = "volume-subpaths";
+pub(crate) const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
+pub(crate) const SUB_PATHS: &str = "volume-subpaths";
 /// How many names of files a warning has.
 const NAMED: usize = 5;
 
@@ -55,15 +55,19 @@ pub(crate) fn volumes(spec: &Spec, options: &PodOptions) -> std::io::Result<NewV
 }
 
 /// The pod's directory, where a path of a mount leads into it: `/var/lib/kubelet/pods/UID`. Pure.
-fn pod_dir(source: &Path, uid: &str) -> Option<PathBuf> {
+pub(crate) fn pod_dir(source: &Path, uid: &str) -> Option<PathBuf> {
     source.ancestors().find(|dir| dir.ends_with(Path::new("pods").join(uid))).map(Path::to_owned)
 }
 
 /// Whether it is the one that containerd makes for a sandbox, and not the node's. Pure.
 fn is_sandbox_shm(source: &Path) -> bool {
-    let mut parts = source.components().rev().skip(1);
+    source.file_name() == Some("shm".as_ref()) && is_of_sandbox(source)
+}
+
+/// Whether containerd made it for a sandbox: /dev/shm, /etc/hostname, /etc/resolv.conf. Pure.
+pub(crate) fn is_of_sandbox(source: &Path) -> bool {
     let sandboxes = Component::Normal("sandboxes".as_ref());
-    source.file_name() == Some("shm".as_ref()) && parts.nth(1) == Some(sandboxes)
+    source.components().rev().nth(2) == Some(sandboxes)
 }
 
 fn empty_dirs(pod: &Path) -> std::io::Result<BTreeMap<String, PathBuf>> {

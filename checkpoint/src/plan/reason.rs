@@ -225,6 +225,36 @@ pub enum Reason {
         /// Its name.
         interface: String,
     },
+    /// A file in an emptyDir volume that does not belong to the checkpoint.
+    #[error(
+        "the file {path:?} was open in the emptyDir volume {volume:?}, which is empty in the new pod: set thaw.dev/volumes: {volume} before the pod is frozen, and in the new pod"
+    )]
+    FileInVolume {
+        /// The file, in the container.
+        path: PathBuf,
+        /// The volume's name.
+        volume: String,
+    },
+    /// A file that is not there any more.
+    #[error(
+        "the file {path:?} was open when frozen, and the new pod's volume does not have it: put it back, or start the container afresh"
+    )]
+    FileGone {
+        /// The file, in the container.
+        path: PathBuf,
+    },
+    /// A file of another size.
+    #[error(
+        "the file {path:?} had {was} bytes when it was open and frozen, and has {now} now: put it back as it was, or start the container afresh (only a file that is open for writing at its end may have grown)"
+    )]
+    FileChanged {
+        /// The file, in the container.
+        path: PathBuf,
+        /// Its size in bytes when frozen.
+        was: u64,
+        /// Its size in bytes now.
+        now: u64,
+    },
     /// No such volume in the pod.
     #[error(
         "thaw.dev/volumes names {name:?}, and the pod has no emptyDir volume of that name: it has {}",

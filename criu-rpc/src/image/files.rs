@@ -21,6 +21,9 @@ use super::{
 const TYPE: Tag = Tag::new(1, "type");
 const REG: Tag = Tag::new(3, "reg");
 const ISK: Tag = Tag::new(4, "isk");
+const NAME: Tag = Tag::new(6, "reg.name");
+const SIZE: Tag = Tag::new(8, "reg.size");
+const MODE: Tag = Tag::new(10, "reg.mode");
 const STATE: Tag = Tag::new(6, "isk.state");
 const SRC_PORT: Tag = Tag::new(7, "isk.src_port");
 const DST_PORT: Tag = Tag::new(8, "isk.dst_port");
@@ -140,6 +143,34 @@ impl Files {
         Ok(changed)
     }
 
+    /// Gives regular files, found by their numbers, another name, size and mode; how many there were. What an entry
+    /// does not have it does not get.
+    ///
+    /// # Errors
+    /// When an entry cannot be changed.
+    pub fn replace_reg_files(&mut self, files: &[RegFile]) -> Result<usize, RewriteError> {
+        let mut entries = self.entries.clone();
+        let mut replaced: usize = 0;
+        for (entry, message) in entries.iter_mut().enumerate() {
+            let failed = |source| RewriteError::View { source: ViewError::Field { entry, source } };
+            let Some(old) = reg_file(message).map_err(failed)? else { continue };
+            let Some(new) = files.iter().find(|new| new.id == old.id) else { continue };
+            let mut reg = message.required_message(REG).map_err(failed)?;
+            reg.set_bytes(NAME, new.name.as_os_str().as_encoded_bytes());
+            for (tag, value) in
+                [(SIZE, new.size.filter(|_| old.size.is_some())), (MODE, new.mode.map(u64::from))]
+            {
+                if let Some(value) = value.filter(|_| reg.has(tag)) {
+                    reg.set_u64(tag, value);
+                }
+            }
+            message.set_bytes(REG, reg.as_bytes());
+            replaced = replaced.saturating_add(1);
+        }
+        *self = Self::read(entries).map_err(|source| RewriteError::View { source })?;
+        Ok(replaced)
+    }
+
     /// Makes sockets, by number, such as were never bound nor connected: CRIU then makes a new socket, on which the
     /// program gets `ENOTCONN` or `EPIPE` at once. How many there were.
     ///
@@ -185,10 +216,10 @@ fn reg_file(entry: &Message) -> Result<Option<RegFile>, FieldError> {
     Ok(Some(RegFile {
         id: reg.required_u32(Tag::new(1, "reg.id"))?,
         flags: reg.required_u32(Tag::new(2, "reg.flags"))?,
-        name: reg.required_path(Tag::new(6, "reg.name"))?,
+        name: reg.required_path(NAME)?,
         mnt_id: reg.sint32(Tag::new(7, "reg.mnt_id"))?.unwrap_or(-1),
-        size: reg.u64(Tag::new(8, "reg.size"))?,
-        mode: reg.u32(Tag::new(10, "reg.mode"))?,
+        size: reg.u64(SIZE)?,
+        mode: reg.u32(MODE)?,
     }))
 }
 
@@ -396,5 +427,20 @@ mod tests {
         let [file] = files.reg_files() else { panic!() };
         assert_eq!((file.id, file.mnt_id, file.size, file.mode), (7, -13, Some(256), Some(0o100_644)));
         assert_eq!(file.name.as_os_str().as_encoded_bytes(), b"a/\xff.x");
+    }
+
+    #[test]
+    fn a_regular_file_gets_another_name_size_and_mode() {
+        let reg = b"\x08\x07\x10\x80\x80\x02\x18\x00\x32\x05a/\xff.x\x38\x19\x40\x80\x02\x50\xa4\x83\x02";
+        let mut files = files(&[entry(REG_TYPE, REG, &Message::parse(*reg).unwrap())]);
+        let new = RegFile {
+            name: "/b".into(),
+            size: Some(9),
+            mode: Some(0o100_600),
+            ..files.reg_files()[0].clone()
+        };
+        assert_eq!(files.replace_reg_files(&[RegFile { id: 8, ..new.clone() }]), Ok(0));
+        assert_eq!(files.replace_reg_files(std::slice::from_ref(&new)), Ok(1));
+        assert_eq!(files.reg_files(), [new]);
     }
 }

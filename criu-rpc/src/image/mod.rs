@@ -22,6 +22,7 @@ mod netns;
 mod pagemap;
 mod pidns;
 mod pstree;
+mod remaps;
 mod seccomp;
 mod timens;
 mod utsns;
@@ -42,6 +43,7 @@ pub use self::{
     pagemap::{PAGE, PageRun, Pagemap},
     pidns::Pidns,
     pstree::{Pstree, Task},
+    remaps::Remaps,
     seccomp::Seccomp,
     timens::Timens,
     utsns::Utsns,
