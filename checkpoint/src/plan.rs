@@ -148,10 +148,23 @@ pub struct Plan {
     pub devices: Vec<Device>,
     /// What must exist in the root file system, parents first.
     pub mountpoints: Vec<Mountpoint>,
+    /// Mounts of the images, by number, that need a device number of their own.
+    pub apart: Vec<u32>,
+    /// Volumes that the images do not have, parents first; their sources are among the external mounts.
+    pub added: Vec<AddedMount>,
     /// What becomes of its sockets.
     pub sockets: Sockets,
     /// What is unpacked before the processes come back.
     pub contents: Vec<Content>,
+}
+
+/// A volume of the new container that was not there when frozen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedMount {
+    /// Where, absolute, without links; its key as an external mount as well.
+    pub destination: PathBuf,
+    /// The `MS_*` flags that restrict it.
+    pub flags: u32,
 }
 
 /// A place in the root file system on which something is mounted.

@@ -149,7 +149,7 @@ impl Scene {
 
         let name = format!("mountpoints-{}.img", ids.mnt_ns.unwrap());
         let mut mounts: Mountpoints = images.load(&name).unwrap();
-        mounts.add_external(Path::new("/added")).unwrap();
+        mounts.add_external(Path::new("/added"), 0).unwrap();
         let tmp = mounts.mounts().iter().find(|mount| mount.mountpoint == Path::new("/tmp")).unwrap();
         assert_eq!(mounts.remove(tmp.mnt_id), 1);
         write(&name, mounts.into_image()).unwrap();

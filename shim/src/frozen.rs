@@ -22,6 +22,8 @@ pub(crate) struct Images {
     pub(crate) frozen: Frozen,
     /// `utsns-N.img`, when the container had a UTS namespace of its own or its pod's.
     pub(crate) utsns: Option<String>,
+    /// `mountpoints-N.img`.
+    pub(crate) mountpoints: String,
     /// The directory.
     pub(crate) dir: ImagesDir,
 }
@@ -138,7 +140,7 @@ impl Images {
                 criu_rpc::image::Lsm::Apparmor => Lsm::Apparmor,
             },
         };
-        Ok(Self { frozen, utsns: of_namespace("utsns", ids.uts_ns), dir })
+        Ok(Self { frozen, utsns: of_namespace("utsns", ids.uts_ns), mountpoints, dir })
     }
 }
 

@@ -179,13 +179,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     let Prepared { source, plan, .. } = prepared;
     let descriptors = stdio.each_ref().map(describe);
     let workspace = Workspace::create(&container.bundle)?;
-    let hostname =
-        plan.uts.as_deref().map(hostname).transpose().map_err(prepared.failed("reading the hostname"))?;
-    let (reopened, _) = reopen(&source.images, plan, &container.spec)
-        .map_err(prepared.failed("looking at the files in volumes"))?;
-    let hostname = hostname.as_ref();
-    let images_dir = rewrite(&source.dir, &source.images, plan, &reopened, hostname, &workspace.images())
-        .map_err(prepared.failed("preparing the images"))?;
+    let images_dir = private_images(container, prepared, &workspace)?;
     let rootfs = container.bundle.join("rootfs");
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
     nodes::create(&rootfs, &plan.devices).map_err(prepared.failed("making the device nodes"))?;
@@ -271,6 +265,22 @@ fn start_pager(
     let Some(threads) = source.fill_threads else { return Ok(None) };
     let lock = source.checkpoint.lock();
     Started::start(container, images, &workspace.open()?, lock, threads, Handle::current()).map(Some)
+}
+
+/// The images as they must be in the new pod.
+fn private_images(
+    container: &Container,
+    prepared: &Prepared,
+    workspace: &Workspace,
+) -> Result<OwnedFd, TaskError> {
+    let Prepared { source, plan, .. } = prepared;
+    let hostname =
+        plan.uts.as_deref().map(hostname).transpose().map_err(prepared.failed("reading the hostname"))?;
+    let (reopened, _) = reopen(&source.images, plan, &container.spec)
+        .map_err(prepared.failed("looking at the files in volumes"))?;
+    let hostname = hostname.as_ref();
+    rewrite(&source.dir, &source.images, plan, &reopened, hostname, &workspace.images())
+        .map_err(prepared.failed("preparing the images"))
 }
 
 /// What the processes had in volumes that belong to the checkpoint.

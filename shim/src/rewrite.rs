@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ::checkpoint::container_dir::ContainerDir;
 use ::checkpoint::plan::Plan;
-use criu_rpc::image::{Files, Inventory, RegFile, Utsns};
+use criu_rpc::image::{Files, Inventory, Mountpoints, RegFile, Utsns};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
@@ -91,7 +91,8 @@ impl Drop for Workspace {
 
 /// Writes the rewritten images into the directory `into`, and opens them together with all others of `container`.
 ///
-/// `reopened` are the open files that have changed, `hostname` is that of the new sandbox: CRIU writes the images' name into the pod's UTS namespace.
+/// `reopened` are the open files that have changed, `hostname` is that of the new sandbox: CRIU writes the images'
+/// name into the pod's UTS namespace.
 ///
 /// # Errors
 /// When an image cannot be read, or the directory not written.
@@ -115,6 +116,9 @@ pub(crate) fn rewrite(
     }
     let nodes = nodes::image(container.images_dir(), &images.frozen, &plan.devices);
     rewritten.extend(nodes.map_err(TaskError::io("rewrite the device nodes of the images"))?);
+    if !plan.apart.is_empty() || !plan.added.is_empty() {
+        rewritten.push((images.mountpoints.clone(), mounts(images, plan)?));
+    }
     for (name, bytes) in rewritten {
         std::fs::write(into.join(&name), bytes).map_err(TaskError::io(format!("write image {name}")))?;
     }
@@ -139,6 +143,21 @@ fn inventory(images: &Images) -> Result<Vec<u8>, TaskError> {
     let mut inventory: Inventory = images.dir.load("inventory.img").map_err(unreadable)?;
     inventory.skip_network_lock();
     Ok(inventory.into_image().to_bytes())
+}
+
+/// The mounts, with those that only the new container has.
+fn mounts(images: &Images, plan: &Plan) -> Result<Vec<u8>, TaskError> {
+    let mut mounts: Mountpoints = images.dir.load(&images.mountpoints).map_err(unreadable)?;
+    for id in &plan.apart {
+        mounts.set_apart(*id);
+    }
+    for added in &plan.added {
+        mounts.add_external(&added.destination, added.flags).map_err(|e| TaskError::Io {
+            what: format!("add a mount at {}", added.destination.display()),
+            source: std::io::Error::other(e),
+        })?;
+    }
+    Ok(mounts.into_image().to_bytes())
 }
 
 /// The open files, with the sockets as the plan wants them.

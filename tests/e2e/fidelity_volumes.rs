@@ -104,3 +104,49 @@ async fn a_failed_restore_leaves_nothing_in_the_volumes() -> Tested {
     node.remove(&new).await?;
     node.leave().await
 }
+
+/// Runs a command line in a pod; what it says, errors as well.
+async fn shell(node: &Node, state: &PodState, script: &str) -> Result<String, HarnessError> {
+    let command = ["sh", "-c", script].map(str::to_owned);
+    let output = node.kubelet.exec(state, "", &command, 10).await?;
+    Ok(format!("{}{}", output.stdout, output.stderr))
+}
+
+#[tokio::test]
+async fn volumes_that_only_the_new_pod_has_are_there_and_read_only_ones_stay_so() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let host = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::create_dir(host.path().join("sub")).unwrap();
+    std::fs::write(host.path().join("sub/file"), "content\n").unwrap();
+    let of = |name: &str, mounts: &str| {
+        let mut pod = node.shell_pod(name, "while :; do sleep 1; done")?;
+        let volumes = format!(
+            "[{{name: host, hostPath: {{path: {}, type: Directory}}}}, {{name: scratch, emptyDir: {{}}}}]",
+            host.path().display()
+        );
+        pod.spec.volumes.extend(node.parsed::<Vec<_>>(&volumes)?);
+        pod.spec.containers[0].volume_mounts.extend(node.parsed::<Vec<_>>(mounts)?);
+        Ok::<_, HarnessError>(pod)
+    };
+    // One volume three times: twice read-only, once not.
+    let views = "{name: host, mountPath: /one, readOnly: true}, {name: host, mountPath: /two, readOnly: true}, \
+                 {name: host, mountPath: /part, subPath: sub, readOnly: true}, {name: host, mountPath: /free}";
+    let added = "{name: host, mountPath: /added, readOnly: true}, {name: scratch, mountPath: /scratch/deep}";
+    let old = node.run(of("before", &format!("[{views}]"))?).await?;
+    let imported = node.freeze_into_store(&old).await?;
+    node.remove(&old).await?;
+    let new = of("after", &format!("[{views}, {added}]"))?.annotated(RESTORE, &imported.reference());
+    let new = node.run(new).await?;
+    for (folder, file) in
+        [("/one", "sub/file"), ("/two", "sub/file"), ("/part", "file"), ("/added", "sub/file")]
+    {
+        assert_eq!(shell(&node, &new, &format!("cat {folder}/{file}")).await?, "content\n", "{folder}");
+        let said = shell(&node, &new, &format!("touch {folder}/new")).await?;
+        assert!(said.contains("Read-only file system"), "{folder}: {said}");
+    }
+    let write = "touch /free/new /scratch/deep/new && ls /one /scratch/deep";
+    assert_eq!(shell(&node, &new, write).await?, "/one:\nnew\nsub\n\n/scratch/deep:\nnew\n");
+    node.remove(&new).await?;
+    drop(host);
+    node.leave().await
+}

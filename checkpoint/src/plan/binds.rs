@@ -6,14 +6,14 @@
 //! runtimes set up are let through. Source: CRIU criu/mount.c, `mounts_sb_equal`, `propagate_mount`; criu/mount-v2.c,
 //! `do_bind_mount_v2`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::mounts::{DEVPTS, NULL, PROC, READ_ONLY, SYSFS, TMPFS, only_hides};
 use super::{FrozenMount, Reason};
 
-/// The `MS_*` flags that say how mounts spread. Source: Linux include/uapi/linux/mount.h.
-const PROPAGATION: u32 = 0x1e_0000;
+/// The `MS_*` flags that restrict: read-only, nosuid, nodev, noexec. Source: Linux include/uapi/linux/mount.h.
+const RESTRICTED: u32 = 0xf;
 const AFRESH: &str = "start the container afresh";
 
 /// Whether the mount says plainly what it shows and where.
@@ -48,10 +48,6 @@ pub(super) fn check(mounts: &[FrozenMount], reasons: &mut Vec<Reason>) {
         if let Some((mount, other)) = stranger(group) {
             let problem = format!("has the file system of the one at {:?}", other.mountpoint);
             reasons.push(unsafe_mount(mount, problem, AFRESH));
-        }
-        if let Some((mount, other)) = loses_read_only(group) {
-            let problem = format!("is a read-only view of the volume at {:?}", other.mountpoint);
-            reasons.push(unsafe_mount(mount, problem, "mount the volume only once"));
         }
     }
 }
@@ -92,24 +88,16 @@ fn is_empty_lid(mount: &FrozenMount) -> bool {
     mount.root == "/" && mount.flags & READ_ONLY != 0 && only_hides(Path::new(&mount.mountpoint))
 }
 
-/// Of two read-only views of one volume CRIU leaves the second as writable as its source: it sets the flags of an
-/// external mount only where they differ from those of the mount that it could be bound from.
-fn loses_read_only<'a>(group: &[&'a FrozenMount]) -> Option<(&'a FrozenMount, &'a FrozenMount)> {
-    let volume = |mount: &&&FrozenMount| {
-        mount.flags & READ_ONLY != 0 && mount.ext_key.as_deref().is_some_and(|key| key != NULL)
+/// Of two equally restricted views of one volume CRIU leaves the second as free as its source: it sets the flags of an
+/// external mount only where they differ from those of the mount that it could be bound from. These are to get a
+/// device number that no other mount has.
+pub(super) fn apart(mounts: &[FrozenMount]) -> Vec<u32> {
+    let mut seen = BTreeSet::new();
+    let volume = |mount: &&FrozenMount| {
+        mount.flags & RESTRICTED != 0 && mount.ext_key.as_deref().is_some_and(|key| key != NULL)
     };
-    let mut volumes: Vec<_> = group.iter().copied().filter(|mount| volume(&mount)).collect();
-    // So that what lies below a root comes right after it.
-    volumes.sort_by_key(|mount| (mount.flags & !PROPAGATION, Path::new(&mount.root)));
-    let related = |pair: &&[&FrozenMount]| match pair {
-        [first, second] => {
-            (first.flags ^ second.flags) & !PROPAGATION == 0
-                && Path::new(&second.root).starts_with(&first.root)
-        }
-        _ => false,
-    };
-    let pair = volumes.windows(2).find(related)?;
-    pair.last().copied().zip(pair.first().copied())
+    let views = mounts.iter().filter(volume).filter(|mount| !seen.insert(mount.root_dev));
+    views.map(|mount| mount.id).collect()
 }
 
 fn unsafe_mount(mount: &FrozenMount, problem: String, advice: &'static str) -> Reason {

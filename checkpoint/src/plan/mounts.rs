@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::{Frozen, FrozenMount, Host, Mountpoint, NewContainer, Plan, Reason, binds, normal};
+use super::{AddedMount, Frozen, FrozenMount, Host, Mountpoint, NewContainer, Plan, Reason, binds, normal};
 
 /// What hides a file. Source: runc libcontainer/rootfs_linux.go, maskPath.
 pub(super) const NULL: &str = "/dev/null";
@@ -53,8 +53,17 @@ pub(super) fn plan(
         reasons.extend(judged.err());
     }
     binds::check(&frozen.mounts, reasons);
-    let added = wanted.mounts.iter().filter(|(destination, _)| !at.contains_key(*destination));
-    reasons.extend(added.map(|(_, mount)| Reason::MountAdded { destination: mount.destination().clone() }));
+    plan.apart = binds::apart(&frozen.mounts);
+    for (destination, mount) in wanted.mounts.iter().filter(|(destination, _)| !at.contains_key(*destination))
+    {
+        match mount.source().clone().filter(|_| is_bind(mount) && may_add(destination, &at)) {
+            Some(source) => {
+                plan.external_mounts.push((destination.to_string_lossy().into_owned(), source));
+                plan.added.push(AddedMount { destination: destination.clone(), flags: restrictions(mount) });
+            }
+            None => reasons.push(Reason::MountAdded { destination: mount.destination().clone() }),
+        }
+    }
     hidden(new.spec, host, &at, reasons);
     plan.external_mounts.sort();
     plan.external_mounts.dedup();
@@ -201,6 +210,16 @@ fn uncovered(mount: &FrozenMount, at: &BTreeMap<PathBuf, &FrozenMount>) -> Resul
     let holder = mountpoint.ancestors().skip(1).find_map(|path| at.get(path));
     let on_holder = holder.is_none_or(|holder| holder.id == mount.parent);
     if alone && on_holder { Ok(()) } else { Err(Reason::MountCovered { mountpoint }) }
+}
+
+/// Whether a volume can be mounted here that was not there when frozen: its place must be in a file system that is
+/// prepared before CRIU mounts, and it must cover no other mount.
+fn may_add(destination: &Path, at: &BTreeMap<PathBuf, &FrozenMount>) -> bool {
+    let holder = destination.ancestors().skip(1).find_map(|path| at.get(path));
+    let prepared = |mount: &&FrozenMount| {
+        mount.mountpoint == "/" || mount.ext_key.as_deref().is_some_and(|key| key != NULL)
+    };
+    holder.is_some_and(prepared) && !at.keys().any(|other| other.starts_with(destination))
 }
 
 /// Whether a mount here can only take something away from the container.

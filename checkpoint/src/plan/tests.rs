@@ -220,7 +220,7 @@ fn mounts_must_be_the_same_set() {
     refused("\"/etc/hosts\" when frozen and the new one has none", |_, spec| {
         drop(spec["mounts"].as_array_mut().unwrap().remove(3));
     });
-    refused("new container has a mount at \"/etc/hosts\"", |frozen, _| drop(frozen.mounts.remove(4)));
+    refused("new container has a mount at \"/sys\"", |frozen, _| drop(frozen.mounts.remove(3)));
     refused("\"/mnt\"", |frozen, _| frozen.mounts.push(mount(20, "/mnt", 5, 1, None)));
     refused("was tmpfs when frozen and is a volume", |frozen, _| {
         frozen.mounts[4] = mount(5, "/etc/hosts", 5, 0, None);
@@ -307,7 +307,7 @@ fn the_terminal_is_a_part_of_the_containers_own_terminals() {
 }
 
 #[test]
-fn two_read_only_views_of_one_volume_are_refused() {
+fn of_two_read_only_views_of_one_volume_the_second_is_set_apart() {
     let prepare = |frozen: &mut Frozen, spec: &mut Value, root: &str| {
         let volume =
             json!({ "destination": "/data", "type": "bind", "source": "/new/data", "options": ["ro"] });
@@ -319,9 +319,36 @@ fn two_read_only_views_of_one_volume_are_refused() {
             ..mount(20, "/data", 0, 0x8_0001, Some("/data"))
         });
     };
-    refused("mount the volume only once", |frozen, spec| prepare(frozen, spec, "/volume/part"));
-    refused("mount the volume only once", |frozen, spec| prepare(frozen, spec, "/volume"));
-    allowed(|frozen, spec| prepare(frozen, spec, "/volume-2"));
+    for root in ["/volume/part", "/volume", "/volume-2"] {
+        let (mut frozen, mut spec) = (frozen(), spec());
+        prepare(&mut frozen, &mut spec, root);
+        assert_eq!(run(&frozen, &spec, &host()).unwrap().apart, [20], "{root}");
+    }
+}
+
+#[test]
+fn a_volume_that_only_the_new_container_has_is_added_where_it_covers_nothing() {
+    let add = |destination: &str, kind: &str| {
+        let (frozen, mut spec) = (frozen(), spec());
+        let volume =
+            json!({ "destination": destination, "type": kind, "source": "/new", "options": ["rbind", "ro"] });
+        spec["mounts"].as_array_mut().unwrap().push(volume);
+        if kind != "bind" {
+            spec["mounts"].as_array_mut().unwrap().last_mut().unwrap()["options"] = json!(["ro"]);
+        }
+        run(&frozen, &spec, &host())
+    };
+    for destination in ["/data", "/run/secrets/more"] {
+        let plan = add(destination, "bind").unwrap();
+        assert_eq!(plan.added, [AddedMount { destination: destination.into(), flags: 1 }]);
+        assert!(plan.external_mounts.contains(&(destination.into(), "/new".into())));
+    }
+    // Above a mount, in a file system that CRIU fills, over what hides something, and no bind at all.
+    for (destination, kind) in [("/etc", "bind"), ("/dev/x", "bind"), ("/proc/x", "bind"), ("/data", "tmpfs")]
+    {
+        let reasons = add(destination, kind).unwrap_err().to_string();
+        assert!(reasons.contains("take the volume away"), "{destination}: {reasons}");
+    }
 }
 
 #[test]

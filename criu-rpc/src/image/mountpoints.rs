@@ -35,6 +35,9 @@ const DELETED: Tag = Tag::new(16, "deleted");
 const SB_FLAGS: Tag = Tag::new(17, "sb_flags");
 const EXT_KEY: Tag = Tag::new(18, "ext_key");
 
+/// The `MS_...` flags that restrict a mount. Source: Linux include/uapi/linux/mount.h.
+const RESTRICTIONS: u32 = 0xf;
+
 /// A mount. Without an `ext_key`, and if no other mount is of the same file system, CRIU mounts the file
 /// system `fstype` from `source`: both are the checkpoint's own say-so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,17 +117,38 @@ impl Mountpoints {
         before.saturating_sub(self.mounts.len())
     }
 
-    /// Adds an external mount at `mountpoint`, which is its key as well, on top of what is there; its
-    /// number. The mount point must exist when CRIU mounts there.
+    /// Gives a mount a device number that no other one has, so that CRIU takes it for no view of another one.
+    /// Whether there is such a mount.
+    pub fn set_apart(&mut self, mnt_id: u32) -> bool {
+        let device = self.free_device();
+        let at = self.mounts.iter().position(|mount| mount.mnt_id == mnt_id);
+        let Some(((entry, mount), device)) =
+            at.and_then(|at| self.entries.get_mut(at).zip(self.mounts.get_mut(at))).zip(device)
+        else {
+            return false;
+        };
+        entry.set_u64(ROOT_DEV, device.into());
+        mount.root_dev = device;
+        true
+    }
+
+    /// A device number that no mount has.
+    fn free_device(&self) -> Option<u32> {
+        self.mounts.iter().map(|mount| mount.root_dev).max().unwrap_or(0).checked_add(1)
+    }
+
+    /// Adds an external mount at `mountpoint`, which is its key as well, on top of what is there, restricted by
+    /// `flags` (`MS_RDONLY` and others below 16); its number. The mount point must exist when CRIU mounts there.
     ///
     /// # Errors
     /// [`AddMountError`] when the image gives nothing to go by.
-    pub fn add_external(&mut self, mountpoint: &Path) -> Result<u32, AddMountError> {
+    pub fn add_external(&mut self, mountpoint: &Path, flags: u32) -> Result<u32, AddMountError> {
         let template = self.mounts.iter().position(|mount| mount.ext_key.is_some() && !mount.deleted);
         let template = template.ok_or(AddMountError::NoTemplate)?;
         let parent = self.at(mountpoint).ok_or(AddMountError::NoParent)?;
         let highest = self.mounts.iter().map(|mount| mount.mnt_id).max().unwrap_or(0);
         let mnt_id = highest.checked_add(1).ok_or(AddMountError::NoNumber)?;
+        let device = self.free_device().ok_or(AddMountError::NoNumber)?;
         // CRIU compares roots to find binds of one another: this one is like no other.
         let root = format!("/added-{mnt_id}");
 
@@ -132,6 +156,10 @@ impl Mountpoints {
             return Err(AddMountError::NoTemplate);
         };
         let (mut entry, mut mount) = (entry.clone(), mount.clone());
+        mount.flags = mount.flags & !RESTRICTIONS | flags & RESTRICTIONS;
+        mount.root_dev = device;
+        entry.set_u64(FLAGS, u64::from(mount.flags));
+        entry.set_u64(ROOT_DEV, u64::from(device));
         entry.set_u64(MNT_ID, u64::from(mnt_id));
         entry.set_u64(PARENT_MNT_ID, u64::from(parent));
         entry.set_bytes(ROOT, root.as_bytes());
@@ -282,9 +310,12 @@ mod tests {
     #[test]
     fn an_added_mount_is_on_the_deepest_mount_and_private() {
         let mut mounts = mountpoints(&tree());
-        assert_eq!(mounts.add_external(Path::new("/dev/pts/nvidia0")), Ok(6));
+        assert_eq!(mounts.add_external(Path::new("/dev/pts/nvidia0"), 3), Ok(6));
         let added = mounts.mounts().last().unwrap().clone();
         assert_eq!((added.parent_mnt_id, added.shared_id), (3, 0));
+        assert_eq!((added.flags, added.root_dev), (0x20_0003, 0x31));
+        assert!(mounts.set_apart(5) && !mounts.set_apart(7));
+        assert_eq!(mounts.mounts()[4].root_dev, 0x32);
         assert!(added.has_key(OsStr::new("/dev/pts/nvidia0")));
         let again = Mountpoints::from_image(mounts.into_image()).unwrap();
         assert_eq!(again.mounts().last(), Some(&added));
@@ -293,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_mount_cannot_be_added_without_a_model_or_a_place() {
-        let add = |entries: &[Message]| mountpoints(entries).add_external(Path::new("/x"));
+        let add = |entries: &[Message]| mountpoints(entries).add_external(Path::new("/x"), 0);
         assert_eq!(add(&[entry(1, 0, "/", None)]), Err(AddMountError::NoTemplate));
         assert_eq!(add(&[entry(1, 0, "/y", Some("/y"))]), Err(AddMountError::NoParent));
         assert_eq!(add(&[entry(u32::MAX, 0, "/", Some("/"))]), Err(AddMountError::NoNumber));

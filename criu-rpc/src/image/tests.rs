@@ -69,7 +69,7 @@ fn the_mounts_of_a_checkpoint_are_read_and_changed() {
     assert_eq!(find(&mounts, "/prog.py").ext_key, Some("/prog.py".into()));
     assert_eq!((find(&mounts, "/proc").fstype, find(&mounts, "/dev").fstype), (1, 5));
     let dev = find(&mounts, "/dev");
-    let added = mounts.add_external(Path::new("/dev/nvidia0")).unwrap();
+    let added = mounts.add_external(Path::new("/dev/nvidia0"), 0).unwrap();
     assert_eq!(find(&mounts, "/dev/nvidia0").parent_mnt_id, dev.mnt_id);
     let before = mounts.mounts().len();
     let removed = mounts.remove(dev.mnt_id);
@@ -116,7 +116,7 @@ fn view_all(bytes: &[u8]) -> bool {
     }
     if let Ok(mut view) = Mountpoints::from_image(image.clone()) {
         let ids: Vec<u32> = view.mounts().iter().map(|mount| mount.mnt_id).collect();
-        let _ = view.add_external(std::path::Path::new("/dev/added"));
+        let _ = view.add_external(std::path::Path::new("/dev/added"), 0);
         for id in ids.into_iter().take(3) {
             view.remove(id);
         }
