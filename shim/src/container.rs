@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One container: its bundle, its init, its execs. One verb at a time; state and exits can always be read.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cgroups_rs::fs::Cgroup;
 use containerd_shim_protos::types::mount::Mount;
@@ -49,6 +49,8 @@ pub(crate) struct Container {
     pub(crate) execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// Kept from the start on, because the pid cannot be asked once it is gone.
     pub(crate) cgroup: Mutex<Option<Cgroup>>,
+    /// Its directories, see [`crate::cgroup::paths`]; kept for the same reason.
+    pub(crate) cgroups: OnceLock<BTreeMap<String, PathBuf>>,
 }
 
 impl Container {

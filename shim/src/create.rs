@@ -22,6 +22,7 @@ use crate::cgroup::cgroup_path;
 use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::figures;
+use crate::logging::Log;
 use crate::members;
 use crate::network::{Interfaces, interfaces};
 use crate::oci::Oci;
@@ -101,6 +102,7 @@ impl Request {
     ) -> Result<Container, TaskError> {
         let req = &self.req;
         let stdio = Stdio::new(&req.stdin, &req.stdout, &req.stderr, req.terminal);
+        let log = Log::of(&stdio, &req.id, &self.namespace)?;
         Ok(Container {
             id: req.id.clone(),
             bundle: self.bundle.clone(),
@@ -108,7 +110,7 @@ impl Request {
             oci: Oci::new(&req.id, &self.bundle, &self.namespace, &self.options)?,
             io_owner: self.options.io_owner(),
             snapshot: req.rootfs.clone(),
-            init: Process::new("", stdio, state),
+            init: Process::new("", stdio, log, state),
             verb: tokio::sync::Mutex::default(),
             prepared,
             kills: Kills::default(),
@@ -117,6 +119,7 @@ impl Request {
             rootfs: std::sync::Mutex::new(Some(rootfs)),
             execs: std::sync::Mutex::default(),
             cgroup: std::sync::Mutex::default(),
+            cgroups: std::sync::OnceLock::new(),
         })
     }
 
@@ -146,7 +149,7 @@ impl Request {
 /// When the runtime fails; it leaves nothing then.
 pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<(), TaskError> {
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
-    let wiring = Wiring::new(&container.init.stdio, container.io_owner)?;
+    let wiring = Wiring::new(&container.init, container.io_owner).await?;
     let io = wiring.io();
     let pid = container.oci.create(io, wiring.console_socket()).await?;
     container.init.set_pid(pid);

@@ -41,7 +41,7 @@ pub(crate) async fn delete(
     process.state().delete()?;
     let exit = process.exit().unwrap_or_else(Exit::killed);
     if !exec_id.is_empty() {
-        process.io().shutdown().await;
+        process.shutdown_io().await;
         container.remove_exec(exec_id);
         return Ok((process.pid(), exit));
     }
@@ -51,7 +51,7 @@ pub(crate) async fn delete(
     if let Some(filling) = container.filling() {
         filling.end().await;
     }
-    process.io().shutdown().await;
+    process.shutdown_io().await;
     container.unmount();
     pod.remove(&container.id);
     members::forget(&pod.bundle, &container.id);

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use crate::container::{Container, Exec};
 use crate::error::TaskError;
+use crate::logging::Log;
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::reaper::{Exit, Exits};
@@ -26,7 +27,8 @@ pub(crate) async fn add(pod: &Pod, container: &Container, req: &ExecProcessReque
         |e| TaskError::InvalidRequest(format!("exec {}: the process does not decode: {e}", req.exec_id));
     let spec: OciProcess = serde_json::from_slice(&req.spec.value).map_err(invalid)?;
     let stdio = Stdio::new(&req.stdin, &req.stdout, &req.stderr, req.terminal);
-    let process = Process::new(&req.exec_id, stdio, State::Created);
+    let log = Log::of(&stdio, &req.exec_id, &pod.namespace)?;
+    let process = Process::new(&req.exec_id, stdio, log, State::Created);
     container.add_exec(Exec { spec, process })?;
     pod.events
         .publish(TaskExecAdded {
@@ -51,8 +53,7 @@ pub(crate) async fn start(
     let _verb = container.verb.lock().await;
     exec.process.state().start()?;
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
-    let stdio = &exec.process.stdio;
-    let wiring = Wiring::new(stdio, container.io_owner)?;
+    let wiring = Wiring::new(&exec.process, container.io_owner).await?;
     let ran = container.oci.exec(exec_id, &exec.spec, wiring.io(), wiring.console_socket()).await;
     let pid = match ran {
         Ok(pid) => pid,

@@ -22,7 +22,7 @@ pub(crate) async fn kill(
     all: bool,
 ) -> Result<(), TaskError> {
     let process = container.process(exec_id)?;
-    let gone = || TaskError::NotFound(format!("a running process of container {}", container.id));
+    let gone = || TaskError::NotFound("process already finished:".into());
     let signal = crate::signal::signal(number)
         .ok_or_else(|| TaskError::InvalidRequest(format!("signal {number} is unknown")))?;
     if process.state() == State::Stopped {

@@ -29,6 +29,7 @@ mod frozen;
 mod idmap;
 mod implied;
 mod kill;
+mod logging;
 mod members;
 #[allow(unsafe_code)] // the allocator's and madvise's calls, and the environment before there are threads
 mod memory;
@@ -53,6 +54,7 @@ mod source;
 mod start;
 mod state;
 mod stats;
+mod stats_v1;
 mod stdio;
 mod task;
 mod volumes;

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use containerd_shim_protos::events::task::TaskOOM;
 use log::debug;
@@ -18,6 +19,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::container::Container;
 use crate::pod::Pod;
+
+/// How often to look after a signal, and how long between.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// What is known of the kills in one container's cgroup.
 #[derive(Debug, Default)]
@@ -42,12 +47,25 @@ pub(crate) fn watch(pod: &Arc<Pod>, container: &Arc<Container>) {
     });
 }
 
-/// Publishes TaskOOM if there were kills since the last look. Also called before an exit is published, because
-/// the kill that ended the init is to be known first.
-pub(crate) async fn look(pod: &Pod, container: &Container) {
-    let Some(now) = container.kills.cgroup.get().and_then(|cgroup| killed(cgroup)) else { return };
-    if container.kills.seen.swap(now, Ordering::SeqCst) < now {
+/// Publishes TaskOOM if there were kills since the last look; whether there were. Also called before an exit is
+/// published, because the kill that ended the init is to be known first.
+pub(crate) async fn look(pod: &Pod, container: &Container) -> bool {
+    let Some(now) = container.kills.cgroup.get().and_then(|cgroup| killed(cgroup)) else { return false };
+    let more = container.kills.seen.swap(now, Ordering::SeqCst) < now;
+    if more {
         pod.events.publish(TaskOOM { container_id: container.id.clone(), ..Default::default() }).await;
+    }
+    more
+}
+
+/// Looks until a kill is counted, but not for long: cgroup v1 signals before it chooses what to kill, and also where
+/// the memory was short in a cgroup above and the kill is another container's.
+async fn look_closely(pod: &Pod, container: &Container) {
+    for _ in 0..LOOKS {
+        if look(pod, container).await {
+            return;
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
     }
 }
 
@@ -63,7 +81,7 @@ async fn follow(pod: &Pod, container: &Container) -> std::io::Result<()> {
     let signal = AsyncFd::new(signal)?;
     container.kills.cgroup.get_or_init(|| cgroup.clone());
     while cgroup.exists() {
-        look(pod, container).await;
+        look_closely(pod, container).await;
         // What is read is only the signal; how many were killed is counted by the kernel.
         let mut ready = signal.readable().await?;
         let mut buffer = [0u8; 4096];

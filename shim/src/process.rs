@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 
+use crate::logging::{Log, Logging};
 use crate::reaper::Exit;
 use crate::state::{InvalidTransition, State};
 
@@ -21,6 +22,8 @@ pub(crate) struct Process {
     pub(crate) exec_id: String,
     /// The streams that containerd asked for: fifo paths, and whether there is a terminal.
     pub(crate) stdio: Stdio,
+    /// Where its output goes.
+    pub(crate) log: Log,
     standing: Mutex<Standing>,
     exited: watch::Sender<Option<Exit>>,
 }
@@ -32,20 +35,23 @@ struct Standing {
     pidfd: Option<OwnedFd>,
     io: IoTasks,
     console: Option<File>,
+    logging: Option<Logging>,
 }
 
 impl Process {
     /// A process in `state` with no pid yet.
-    pub(crate) fn new(exec_id: &str, stdio: Stdio, state: State) -> Self {
+    pub(crate) fn new(exec_id: &str, stdio: Stdio, log: Log, state: State) -> Self {
         Self {
             exec_id: exec_id.to_owned(),
             stdio,
+            log,
             standing: Mutex::new(Standing {
                 state,
                 pid: 0,
                 pidfd: None,
                 io: IoTasks::default(),
                 console: None,
+                logging: None,
             }),
             exited: watch::Sender::new(None),
         }
@@ -124,6 +130,20 @@ impl Process {
     /// The copies between containerd's fifos and the process.
     pub(crate) fn io(&self) -> IoTasks {
         self.standing().io.clone()
+    }
+
+    /// Keeps what logs its output.
+    pub(crate) fn set_logging(&self, logging: Logging) {
+        self.standing().logging = Some(logging);
+    }
+
+    /// Lets its output reach its end, but not for ever, and ends the copies.
+    pub(crate) async fn shutdown_io(&self) {
+        self.io().shutdown().await;
+        let logging = self.standing().logging.take();
+        if let Some(logging) = logging {
+            logging.shutdown().await;
+        }
     }
 
     /// Records the exit, once, and wakes all waiters.

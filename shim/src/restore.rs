@@ -124,7 +124,7 @@ impl Prepared {
 /// # Errors
 /// [`TaskError::Restore`]; nothing is left then.
 pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<i32, TaskError> {
-    let stdio = RestoredStdio::new(&container.init.stdio, container.io_owner)?;
+    let stdio = RestoredStdio::new(&container.init, container.io_owner)?;
     let theirs = stdio.attach(&container.init.stdio, &container.init.io())?;
     let criu_exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let job = {
@@ -139,7 +139,10 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
         done.map_err(|e| TaskError::Io { what: "run the restore".into(), source: e.into() })??;
     // CRIU shares the container's cgroup until it has gone.
     criu_exits.of(criu).await;
-    let attached = terminal.map_or(Ok(()), |master| attach_terminal(master, &container.init));
+    let attached = match terminal {
+        Some(master) => attach_terminal(master, &container.init).await,
+        None => Ok(()),
+    };
     if let Err(e) = attached {
         // It runs and is known to runc, which undoes it as a whole.
         if let Err(undo) = container.oci.delete(true).await {

@@ -38,6 +38,10 @@ pub(crate) async fn start(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<
         Ok(cgroup) => container.set_cgroup(cgroup),
         Err(e) => debug!("no cgroup of process {pid}, stats will be missing: {e}"),
     }
+    match crate::cgroup::paths(pid) {
+        Ok(paths) => drop(container.cgroups.set(paths)),
+        Err(e) => debug!("{e}"),
+    }
     oom::watch(pod, container);
     pod.events.started(container).await;
     Ok(pid)

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Stats: the metrics of the container's cgroup, in the version that the host has.
 
-use containerd_shim::cgroup::{collect_metrics, collect_metrics_v2};
+use std::collections::BTreeMap;
+
+use containerd_shim::cgroup::collect_metrics_v2;
 use protobuf::well_known_types::any::Any;
 
 use crate::any::{METRICS_V1, METRICS_V2, any};
@@ -20,7 +22,7 @@ pub(crate) fn stats(container: &Container) -> Result<Any, TaskError> {
     let metrics = if cgroup.v2() {
         any(METRICS_V2, &collect_metrics_v2(&cgroup).map_err(failed)?)
     } else {
-        any(METRICS_V1, &collect_metrics(&cgroup).map_err(failed)?)
+        any(METRICS_V1, &crate::stats_v1::metrics(container.cgroups.get().unwrap_or(&BTreeMap::new())))
     };
     metrics.map_err(|e| failed(e.into()))
 }

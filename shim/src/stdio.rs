@@ -10,11 +10,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use containerd_shim::asynchronous::io::{IoTasks, Pty, Stdio};
 use runc::io::{IoOption, PipedIo};
-use runc::{Command, Io};
+use runc::{Command, Io, Pipe};
 use tokio::net::unix::pipe;
 
 use crate::console::ConsoleSocket;
 use crate::error::TaskError;
+use crate::logging::{Log, Logging};
 use crate::process::Process;
 
 /// What a runtime command is given, before there is a process.
@@ -26,11 +27,12 @@ pub(crate) enum Wiring {
 }
 
 impl Wiring {
-    /// Prepares for `stdio`; pipes belong to `owner` (uid and gid).
+    /// Prepares for `process`; pipes belong to `owner` (uid and gid). A program that logs is ready then.
     ///
     /// # Errors
-    /// When pipes or the console socket cannot be made.
-    pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, TaskError> {
+    /// When pipes or the console socket cannot be made, or the program cannot be started.
+    pub(crate) async fn new(process: &Process, owner: (u32, u32)) -> Result<Self, TaskError> {
+        let stdio = &process.stdio;
         if stdio.terminal {
             return Ok(Self::Terminal(ConsoleSocket::bind()?));
         }
@@ -40,6 +42,12 @@ impl Wiring {
             open_stderr: !stdio.stderr.is_empty(),
         };
         let pipes = PipedIo::new(owner.0, owner.1, &wanted).map_err(TaskError::io("make the stdio pipes"))?;
+        if let Log::Binary(program) = &process.log {
+            let end = |pipe: &Option<Pipe>| pipe.as_ref().map(|pipe| pipe.rd.try_clone()).transpose();
+            let ends = end(&pipes.stdout).and_then(|stdout| Ok((stdout, end(&pipes.stderr)?)));
+            let (stdout, stderr) = ends.map_err(TaskError::io("share the stdio pipes"))?;
+            process.set_logging(Logging::program(program, stdout, stderr).await?);
+        }
         Ok(Self::Pipes(Arc::new(Streams(pipes))))
     }
 
@@ -66,7 +74,7 @@ impl Wiring {
     pub(crate) async fn attach(self, process: &Process) -> Result<(), TaskError> {
         match self {
             Self::Pipes(pipes) => attach_pipes(&pipes.0, process),
-            Self::Terminal(socket) => attach_terminal(socket.receive().await?, process),
+            Self::Terminal(socket) => attach_terminal(socket.receive().await?, process).await,
         }
     }
 }
@@ -94,11 +102,20 @@ fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), TaskError> {
     if let (false, Some(to)) = (stdio.stdin.is_empty(), pipes.stdin()) {
         io.copy_from_fifo(&stdio.stdin, to).map_err(failed)?;
     }
-    if let (false, Some(from)) = (stdio.stdout.is_empty(), pipes.stdout()) {
-        io.copy_to_fifo(from, &stdio.stdout).map_err(failed)?;
-    }
-    if let (false, Some(from)) = (stdio.stderr.is_empty(), pipes.stderr()) {
-        io.copy_to_fifo(from, &stdio.stderr).map_err(failed)?;
+    match &process.log {
+        Log::Fifos => {
+            for (fifo, from) in [(&stdio.stdout, pipes.stdout()), (&stdio.stderr, pipes.stderr())] {
+                if let (false, Some(from)) = (fifo.is_empty(), from) {
+                    io.copy_to_fifo(from, fifo).map_err(failed)?;
+                }
+            }
+        }
+        Log::File(path) => {
+            let outputs = [pipes.stdout(), pipes.stderr()].into_iter().flatten();
+            process.set_logging(Logging::file(path, outputs)?);
+        }
+        // It has its ends already.
+        Log::Binary(_) => {}
     }
     Ok(())
 }
@@ -106,8 +123,8 @@ fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), TaskError> {
 /// Starts the copies of a terminal whose master was handed over.
 ///
 /// # Errors
-/// When containerd's fifos cannot be opened.
-pub(crate) fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), TaskError> {
+/// When containerd's fifos cannot be opened, or what is to log cannot be started.
+pub(crate) async fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), TaskError> {
     let (stdio, io) = (&process.stdio, process.io());
     let failed = |e| TaskError::shim("open containerd's terminal fifos", e);
     let console = std::fs::File::from(master);
@@ -116,8 +133,11 @@ pub(crate) fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), 
     if !stdio.stdin.is_empty() {
         io.copy_from_fifo(&stdio.stdin, pty.clone()).map_err(failed)?;
     }
-    if !stdio.stdout.is_empty() {
-        io.copy_to_fifo(pty, &stdio.stdout).map_err(failed)?;
+    match &process.log {
+        Log::Fifos if stdio.stdout.is_empty() => {}
+        Log::Fifos => io.copy_to_fifo(pty, &stdio.stdout).map_err(failed)?,
+        Log::File(path) => process.set_logging(Logging::file(path, [pty])?),
+        Log::Binary(program) => process.set_logging(Logging::program_of_terminal(program, pty).await?),
     }
     process.set_console(console);
     Ok(())
@@ -131,12 +151,17 @@ pub(crate) struct RestoredStdio {
 }
 
 impl RestoredStdio {
-    /// Makes the pipes that `stdio` asks for, owned by `owner` (uid and gid). With a terminal there are none: CRIU
+    /// Makes the pipes that `process` asks for, owned by `owner` (uid and gid). With a terminal there are none: CRIU
     /// makes it anew and hands over its master.
     ///
     /// # Errors
-    /// When pipes cannot be made.
-    pub(crate) fn new(stdio: &Stdio, owner: (u32, u32)) -> Result<Self, TaskError> {
+    /// When pipes cannot be made; when output is to go elsewhere than to fifos, as no pod asks.
+    pub(crate) fn new(process: &Process, owner: (u32, u32)) -> Result<Self, TaskError> {
+        let stdio = &process.stdio;
+        if process.log != Log::Fifos {
+            let restored = "the output of a restored container can only go to containerd's fifos";
+            return Err(TaskError::InvalidRequest(restored.into()));
+        }
         let piped = |fifo: &str, is_input| stream(if stdio.terminal { "" } else { fifo }, is_input, owner);
         let (stdin_theirs, stdin_ours) = piped(&stdio.stdin, true)?;
         let (stdout_theirs, stdout_ours) = piped(&stdio.stdout, false)?;

@@ -7,6 +7,7 @@
 
 pub mod archive;
 pub mod checks;
+pub mod containerd;
 pub mod counter;
 pub mod error;
 pub mod leaks;

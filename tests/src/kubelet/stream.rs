@@ -2,7 +2,7 @@
 //! Exec, attach and port-forward with streams, as `kubectl` has them through kubelet: the runtime names an address,
 //! and there several streams share one WebSocket.
 //!
-//! Source: Kubernetes `k8s.io/apimachinery/pkg/util/remotecommand` (channels, `v5.channel.k8s.io`) and
+//! Source: Kubernetes `k8s.io/apimachinery/pkg/util/remotecommand` (channels) and
 //! `k8s.io/kubelet/pkg/cri/streaming/portforward` (`v4.channel.k8s.io`).
 
 use std::time::Duration;
@@ -24,13 +24,10 @@ pub const STDERR: u8 = 2;
 pub const ENDED: u8 = 3;
 /// The terminal's size, as JSON.
 const RESIZE: u8 = 4;
-/// Ends the channel whose number follows.
-const CLOSE: u8 = 255;
 
-/// The channels of exec and attach.
-pub const COMMAND: &str = "v5.channel.k8s.io";
-/// The channels of port-forward: two for each port, data and errors.
-pub const PORTS: &str = "v4.channel.k8s.io";
+/// The channels of exec and attach, which have no end of their own; and of port-forward: two for each port, data and
+/// errors.
+const PROTOCOL: &str = "v4.channel.k8s.io";
 
 /// How long nothing may come before that is an error.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -64,11 +61,11 @@ impl Streams {
     ///
     /// # Errors
     /// When nothing answers in this protocol.
-    pub async fn open(url: &str, protocol: &'static str) -> Result<Self, StreamError> {
+    pub async fn open(url: &str) -> Result<Self, StreamError> {
         let rest = url.strip_prefix("http://").ok_or_else(|| StreamError::Address(url.to_owned()))?;
         let host = rest.split('/').next().unwrap_or_default();
         let mut request = format!("ws://{rest}").into_client_request().map_err(Box::new)?;
-        let protocol = HeaderValue::from_static(protocol);
+        let protocol = HeaderValue::from_static(PROTOCOL);
         request.headers_mut().insert("Sec-WebSocket-Protocol", protocol);
         let (socket, _) = client_async(request, TcpStream::connect(host).await?).await.map_err(Box::new)?;
         Ok(Self { socket, heard: Vec::new() })
@@ -89,14 +86,6 @@ impl Streams {
     /// When the connection broke.
     pub async fn resize(&mut self, columns: u16, rows: u16) -> Result<(), StreamError> {
         self.send(RESIZE, format!(r#"{{"Width":{columns},"Height":{rows}}}"#).as_bytes()).await
-    }
-
-    /// Ends a channel.
-    ///
-    /// # Errors
-    /// When the connection broke.
-    pub async fn close(&mut self, channel: u8) -> Result<(), StreamError> {
-        self.send(CLOSE, &[channel]).await
     }
 
     /// Everything that came on a channel so far.

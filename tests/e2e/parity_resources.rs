@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Resources: what a container uses, what it may use, and what happens when it uses more.
+
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "the whole file is tests"
+)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use thaw_tests::harness::parity::{Case, EVERY, FOREVER, alive, hold, kill};
+use thaw_tests::harness::{HarnessError, Tested, process};
+use thaw_tests::kubelet::cgroup;
+use thaw_tests::kubelet::cri::api::{
+    ContainerState, ContainerStats, ContainerStatsFilter, ContainerStatsRequest, LinuxContainerResources,
+    ListContainerStatsRequest, UpdateContainerResourcesRequest,
+};
+use thaw_tests::kubelet::state::PodState;
+
+const LIMITED: &str = "resources: {limits: {cpu: 500m, memory: 64Mi}, requests: {cpu: 250m, memory: 32Mi}}";
+
+/// What the container's cgroups say, by the name of the file; counters and what is in use are left out.
+fn settings(state: &PodState) -> Result<BTreeMap<String, String>, HarnessError> {
+    let id = &state.container("")?.id;
+    let mut found = BTreeMap::new();
+    for hierarchy in cgroup::hierarchies()? {
+        let dir = hierarchy.join(state.cgroup.trim_start_matches('/')).join(id);
+        for name in [
+            "memory.limit_in_bytes",
+            "memory.memsw.limit_in_bytes",
+            "memory.oom_control",
+            "memory.swappiness",
+            "cpu.cfs_quota_us",
+            "cpu.cfs_period_us",
+            "cpu.shares",
+            "cpuset.cpus",
+            "cpuset.mems",
+            "pids.max",
+            "devices.list",
+            "freezer.state",
+            "memory.max",
+            "memory.oom.group",
+            "cpu.max",
+            "cpu.weight",
+            "memory.swap.max",
+        ] {
+            if let Ok(text) = std::fs::read_to_string(dir.join(name)) {
+                let mut lines: Vec<_> = text.lines().collect();
+                lines.sort_unstable();
+                let whose = hierarchy.file_name().unwrap_or_default().to_string_lossy();
+                found.insert(format!("{whose}/{name}"), lines.join("; "));
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn stats(case: &Case<'_>, state: &PodState) -> Result<ContainerStats, HarnessError> {
+    let container_id = state.container("")?.id.clone();
+    let answer = case.node.kubelet.cri.container_stats(ContainerStatsRequest { container_id }).await?;
+    answer.stats.ok_or_else(|| HarnessError::Leaks(vec!["no stats".into()]))
+}
+
+async fn update(case: &Case<'_>, state: &PodState, linux: LinuxContainerResources) -> Result<(), String> {
+    let container_id = state.container("").map_err(|e| e.to_string())?.id.clone();
+    let request = UpdateContainerResourcesRequest { container_id, linux: Some(linux) };
+    let answer = case.node.kubelet.cri.update_container_resources(request).await;
+    // The runtime's own words, without what is in use just now.
+    let own = |said: &str| {
+        said.split("failed: ")
+            .last()?
+            .split("status 1: ")
+            .last()?
+            .split(" (current")
+            .next()
+            .map(str::to_owned)
+    };
+    answer.map(drop).map_err(|error| own(&case.nameless(error.message(), state)).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn the_limits_are_those_of_the_pod() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.spec("", LIMITED).await?;
+        let found = settings(&state)?;
+        assert!(found.values().any(|value| value == &(64u32 << 20).to_string()), "{found:?}");
+        Ok(found)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn without_limits_the_cgroups_are_the_same() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.spec("", "").await?;
+        Ok((settings(&state)?, process::cgroups(case.pid(&state, "").await?)?.len()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn limits_can_be_changed_while_it_runs() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.spec("", LIMITED).await?;
+        let more = LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 40_000,
+            cpu_shares: 512,
+            memory_limit_in_bytes: 96 << 20,
+            ..LinuxContainerResources::default()
+        };
+        let grown = update(&case, &state, more).await;
+        let now = settings(&state)?;
+        let less =
+            LinuxContainerResources { memory_limit_in_bytes: 4096, ..LinuxContainerResources::default() };
+        let too_small = update(&case, &state, less).await;
+        Ok((grown, now, too_small, settings(&state)?))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_it_uses_is_told_alone_and_in_the_list() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.spec("", "").await?;
+        let id = state.container("")?.id.clone();
+        let one = stats(&case, &state).await?;
+        let used = |stats: &ContainerStats| {
+            stats.cpu.as_ref().unwrap().usage_core_nano_seconds.as_ref().unwrap().value
+        };
+        case.sh(&state, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done").await?;
+        let later = stats(&case, &state).await?;
+        assert!(used(&later) > used(&one) && used(&one) > 0, "{one:?} {later:?}");
+        let memory = later.memory.as_ref().unwrap();
+        let values = [&memory.working_set_bytes, &memory.usage_bytes, &memory.rss_bytes];
+        let told = values.map(|value| value.as_ref().is_some_and(|value| value.value > 0));
+        let filter =
+            Some(ContainerStatsFilter { id: String::new(), pod_sandbox_id: state.sandbox_id.clone() });
+        let all =
+            case.node.kubelet.cri.list_container_stats(ListContainerStatsRequest { filter }).await?.stats;
+        let listed =
+            all.iter().filter(|stats| stats.attributes.as_ref().is_some_and(|of| of.id == id)).count();
+        assert_eq!(listed, 1);
+        // Every measure of the cgroup, by its name.
+        let metrics = case.ctr(&["task", "metrics", "--format", "json", &id])?;
+        Ok((told, names(&serde_json::from_str(&metrics).unwrap())))
+    })
+    .await
+}
+
+/// The names in a JSON value, without its values.
+fn names(value: &serde_json::Value) -> Vec<String> {
+    match value {
+        serde_json::Value::Object(object) => object
+            .iter()
+            .flat_map(|(name, value)| {
+                let inner = names(value);
+                if inner.is_empty() {
+                    vec![name.clone()]
+                } else {
+                    inner.iter().map(|n| format!("{name}.{n}")).collect()
+                }
+            })
+            .collect(),
+        serde_json::Value::Array(list) => {
+            let all: std::collections::BTreeSet<_> = list.iter().flat_map(names).collect();
+            all.into_iter().collect()
+        }
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn of_what_has_ended_nothing_more_is_told_than_under_runc() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.shell("while [ ! -e /now ]; do sleep 0.1; done").await?;
+        case.sh(&state, "touch /now").await?;
+        case.ended(&state, "").await?;
+        let told = stats(&case, &state).await.map(|stats| (stats.cpu.is_some(), stats.memory.is_some()));
+        Ok(told.map_err(|error| case.nameless(&error.to_string(), &state)))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn its_processes_are_told_by_their_ids() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.shell(&format!("({FOREVER}) & {FOREVER}")).await?;
+        let id = state.container("")?.id.clone();
+        let table = case.ctr(&["task", "ps", &id])?;
+        let pids: Vec<u32> =
+            table.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+        assert!(pids.contains(&case.pid(&state, "").await?) && pids.len() >= 2, "{table}");
+        let of = process::cgroups(pids[0])?;
+        let same = pids.iter().filter_map(|pid| process::cgroups(*pid).ok()).all(|cgroups| cgroups == of);
+        let unknown = case.ctr(&["task", "ps", "nobody"]).is_err();
+        Ok((same, unknown, table.lines().next().map(str::to_owned)))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn it_can_be_paused_and_goes_on() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.shell("i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done").await?;
+        let (id, pid) = (state.container("")?.id.clone(), case.pid(&state, "").await?);
+        let count = || process::read(pid, "root/count");
+        case.ctr(&["task", "pause", &id])?;
+        let status = |case: &Case<'_>| {
+            let list = case.ctr(&["task", "ls"])?;
+            let line = list.lines().find(|line| line.starts_with(&id)).unwrap_or_default().to_owned();
+            Ok::<_, HarnessError>(line.split_whitespace().last().unwrap_or_default().to_owned())
+        };
+        let before = count()?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(count()?, before);
+        let paused = status(&case)?;
+        let twice = case.ctr(&["task", "pause", &id]).is_err();
+        let command = ["true".to_owned()];
+        let exec = case.node.kubelet.exec(&state, "", &command, 5).await.is_err();
+        case.ctr(&["task", "resume", &id])?;
+        case.until("it counts", async || Ok((count()? != before).then_some(()))).await?;
+        let resumed = status(&case)?;
+        Ok((paused, twice, exec, resumed, case.ctr(&["task", "resume", &id]).is_err()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_paused_one_can_be_killed() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.shell(FOREVER).await?;
+        let id = state.container("")?.id.clone();
+        case.ctr(&["task", "pause", &id])?;
+        case.ctr(&["task", "kill", "--signal", "SIGKILL", &id])?;
+        case.ended(&state, "").await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_program_that_the_kernel_kills_for_memory_is_told_as_that() -> Tested {
+    hold(EVERY, async |case| {
+        let script = "while [ ! -e /now ]; do sleep 0.1; done; x=x; while :; do x=$x$x; done";
+        let limited = |pod: thaw_tests::kubelet::pod_spec::Pod| {
+            let limits =
+                serde_json::from_str(r#"{"limits": {"memory": "24Mi"}, "requests": {"memory": "24Mi"}}"#);
+            let limits: thaw_tests::kubelet::pod_spec::Resources = limits.unwrap();
+            pod.with_containers(|container| container.resources = limits.clone())
+        };
+        let state = case.shell_with(script, limited).await?;
+        case.sh(&state, "touch /now").await?;
+        let end = case.ended(&state, "").await?;
+        assert_eq!((end.exit_code, end.reason.as_str()), (137, "OOMKilled"));
+        Ok(end)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_child_that_the_kernel_kills_for_memory_leaves_the_container_running() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.spec("", "resources: {limits: {memory: 24Mi}}").await?;
+        let output = case.exec(&state, "", "x=x; while :; do x=$x$x; done").await?;
+        let status = case.node.kubelet.container_status(&state.container("")?.id).await?;
+        assert_eq!((output.exit_code, status.state()), (137, ContainerState::ContainerRunning));
+        kill(case.pid(&state, "").await?, "KILL")?;
+        case.ended(&state, "").await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn its_cgroups_are_gone_when_it_is_removed() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.spec("", LIMITED).await?;
+        let (id, pid) = (state.container("")?.id.clone(), case.pid(&state, "").await?);
+        let dirs: Vec<_> = cgroup::hierarchies()?
+            .into_iter()
+            .map(|hierarchy| hierarchy.join(state.cgroup.trim_start_matches('/')).join(&id))
+            .filter(|dir| dir.exists())
+            .collect();
+        assert!(!dirs.is_empty());
+        case.node.remove(&state).await?;
+        assert!(!alive(pid) && !dirs.iter().any(|dir| Path::new(dir).exists()));
+        Ok(dirs.len())
+    })
+    .await
+}
