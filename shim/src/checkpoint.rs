@@ -86,8 +86,16 @@ fn decode(options: Option<&Any>) -> Result<CheckpointOptions, TaskError> {
     else {
         return Ok(CheckpointOptions::default());
     };
-    CheckpointOptions::parse_from_bytes(&any.value)
-        .map_err(|e| TaskError::InvalidRequest(format!("checkpoint options do not decode: {e}")))
+    let options = CheckpointOptions::parse_from_bytes(&any.value)
+        .map_err(|e| TaskError::InvalidRequest(format!("checkpoint options do not decode: {e}")))?;
+    // The crate's messages do not know the field. Source: containerd `api/types/runc/options/oci.proto`.
+    let parent_path = options.special_fields.unknown_fields().get(10).is_some();
+    if parent_path || !options.empty_namespaces.is_empty() {
+        let unsupported = "a checkpoint on top of another one (parent_path), or without the contents of namespaces \
+                           (empty_namespaces), cannot be made: leave these options out";
+        return Err(TaskError::InvalidRequest(unsupported.into()));
+    }
+    Ok(options)
 }
 
 /// The blocking part; returns CRIU's pid.
@@ -280,6 +288,22 @@ mod tests {
                 pair("/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory"),
             ]
         );
+    }
+
+    #[test]
+    fn options_that_would_be_ignored_are_refused() {
+        let of = |value: Vec<u8>| {
+            let type_url = "containerd.runc.v1.CheckpointOptions".to_owned();
+            decode(Some(&Any { type_url, value, ..Default::default() }))
+        };
+        // Field 10, two bytes long.
+        let parent = vec![0x52, 2, b'.', b'.'];
+        let empty = CheckpointOptions { empty_namespaces: vec!["network".into()], ..Default::default() };
+        for options in [parent, empty.write_to_bytes().unwrap()] {
+            assert!(of(options).unwrap_err().to_string().contains("leave these options out"));
+        }
+        let exit = CheckpointOptions { exit: true, ..Default::default() };
+        assert!(of(exit.write_to_bytes().unwrap()).unwrap().exit);
     }
 
     #[test]

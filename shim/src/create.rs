@@ -185,7 +185,9 @@ async fn plan_restore(
     request: &Request,
     source: Source,
 ) -> Result<(Prepared, Rootfs), TaskError> {
-    crate::cgroup::can_confine(request.options.systemd_cgroup()).map_err(|reasons| TaskError::Refused {
+    let possible = request.options.can_adopt();
+    let possible = possible.and_then(|()| crate::cgroup::can_confine(request.options.systemd_cgroup()));
+    possible.map_err(|reasons| TaskError::Refused {
         container: source.container.clone(),
         checkpoint: format!(" from {}", source.name()),
         reasons,

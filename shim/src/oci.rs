@@ -193,9 +193,11 @@ impl Spawner for Reaped {
 
 async fn read_bounded<R: tokio::io::AsyncRead + Unpin>(from: Option<R>) -> String {
     let mut out = Vec::new();
-    if let Some(from) = from {
+    if let Some(mut from) = from {
         // What was read before an error is still worth showing.
-        let _ = from.take(OUTPUT_LIMIT).read_to_end(&mut out).await;
+        let _ = (&mut from).take(OUTPUT_LIMIT).read_to_end(&mut out).await;
+        // Who writes more must not wait for ever.
+        let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
     }
     String::from_utf8_lossy(&out).into_owned()
 }

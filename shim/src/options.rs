@@ -57,6 +57,21 @@ impl RuntimeOptions {
         if self.0.binary_name.is_empty() { "runc" } else { &self.0.binary_name }
     }
 
+    /// Whether a restored container can be handed over to this OCI runtime.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub(crate) fn can_adopt(&self) -> Result<(), String> {
+        let binary = self.binary();
+        if Path::new(binary).file_name().is_some_and(|name| name == "runc") {
+            return Ok(());
+        }
+        Err(format!(
+            "the OCI runtime of this handler is {binary}, and a restored container can only be handed over to runc: \
+             leave BinaryName out of the handler's options, or start the container afresh"
+        ))
+    }
+
     /// The directory of the OCI runtime's state for a containerd namespace.
     pub(crate) fn root(&self, namespace: &str) -> PathBuf {
         let root = if self.0.root.is_empty() { RUNC_ROOT } else { &self.0.root };
@@ -81,5 +96,17 @@ impl RuntimeOptions {
     /// Owner of the stdio pipes: uid and gid on the host.
     pub(crate) fn io_owner(&self) -> (u32, u32) {
         (self.0.io_uid, self.0.io_gid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_runc_takes_over_a_restored_container() {
+        let of = |binary: &str| RuntimeOptions(Options { binary_name: binary.into(), ..Default::default() });
+        assert_eq!((of("").can_adopt(), of("/usr/local/sbin/runc").can_adopt()), (Ok(()), Ok(())));
+        assert!(of("/usr/bin/crun").can_adopt().unwrap_err().contains("/usr/bin/crun"));
     }
 }

@@ -170,8 +170,17 @@ async fn run(cli: Cli) -> Result<ExitCode, KubeletError> {
         Verb::Probe { target } => probe(&kubelet, &find(&target.pod)?, &target.container).await?,
         Verb::Stop { pod, grace } => kubelet.stop(&find(&pod)?, grace).await?,
         Verb::Rm { pods, grace } => {
+            let mut failed = None;
             for pod in pods {
-                kubelet.remove(&find(&pod)?, grace).await?;
+                let removed = match find(&pod) {
+                    Ok(state) => kubelet.remove(&state, grace).await,
+                    Err(error) => Err(error),
+                };
+                // The others are removed all the same; the first failure is the command's.
+                failed = failed.or(removed.err());
+            }
+            if let Some(error) = failed {
+                return Err(error);
             }
         }
         Verb::Restart { target } => {
