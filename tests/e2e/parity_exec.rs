@@ -8,8 +8,6 @@
     reason = "the whole file is tests"
 )]
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 use thaw_tests::harness::parity::{Case, EVERY, FOREVER, alive, hold};
 use thaw_tests::harness::{HarnessError, Tested, process};
@@ -240,29 +238,6 @@ async fn probes_by_exec_tell_healthy_and_unhealthy() -> Tested {
 }
 
 #[tokio::test]
-async fn with_a_terminal_it_has_input_size_and_an_exit_code() -> Tested {
-    hold(EVERY, async |case| {
-        let state = case.shell(FOREVER).await?;
-        let script = "tty; echo go; read line; echo \"got $line\"; trap 'stty size; exit 9' WINCH; echo armed; \
-                      while :; do sleep 0.1; done";
-        let mut streams = stream(&case, &state, true, script).await?;
-        streams.expect(STDOUT, "go").await?;
-        streams.send(STDIN, b"words\n").await?;
-        streams.expect(STDOUT, "got words").await?;
-        streams.expect(STDOUT, "armed").await?;
-        streams.resize(120, 50).await?;
-        streams.expect(STDOUT, "50 120").await?;
-        streams.end().await?;
-        let said = streams.heard(STDOUT);
-        assert!(said.contains("/dev/pts/"), "{said}");
-        let ended = streams.heard(ENDED);
-        assert!(ended.contains("\"9\""), "{ended}");
-        Ok((ended, streams.heard(STDERR)))
-    })
-    .await
-}
-
-#[tokio::test]
 async fn without_a_terminal_it_has_input_and_two_outputs() -> Tested {
     hold(EVERY, async |case| {
         let state = case.shell(FOREVER).await?;
@@ -275,28 +250,6 @@ async fn without_a_terminal_it_has_input_and_two_outputs() -> Tested {
             ("one\ntwo\n", "over\n")
         );
         Ok(streams.heard(ENDED))
-    })
-    .await
-}
-
-#[tokio::test]
-async fn one_command_can_be_killed_and_the_container_goes_on() -> Tested {
-    hold(EVERY, async |case| {
-        let state = case.shell(FOREVER).await?;
-        let id = state.container("")?.id.clone();
-        let run = ["task", "exec", "--detach", "--exec-id", "one", &id, "sleep", "274.5"];
-        case.ctr(&run)?;
-        let exec = process_with(&case, "sleep 274.5").await?;
-        let told = case.ctr(&["task", "kill", "--exec-id", "one", "--signal", "SIGTERM", &id])?;
-        case.ctr(&["task", "kill", "--exec-id", "one", "--signal", "SIGKILL", &id]).unwrap_or_default();
-        case.until("its end", async || Ok((!alive(exec)).then_some(()))).await?;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let again = case.ctr(&["task", "kill", "--exec-id", "one", &id]).map_err(|e| e.to_string()).map(drop);
-        assert!(alive(case.pid(&state, "").await?));
-        let again = again.map_err(|said| case.nameless(&said, &state));
-        // containerd's client leaves these of a command that it did not wait for.
-        process::output("sh", &["-c", "rm -rf /run/containerd/fifo/*"])?;
-        Ok((told, again.map_err(|said| said.rsplit(':').next().unwrap_or_default().to_owned())))
     })
     .await
 }

@@ -7,7 +7,6 @@
 
 pub mod archive;
 pub mod checks;
-pub mod containerd;
 pub mod counter;
 pub mod error;
 pub mod leaks;

@@ -102,10 +102,6 @@ fn processes() -> impl Iterator<Item = String> {
         // Source: proc_pid_stat(5): the start time is field 22, the 20th after the name.
         let start = rest.split_whitespace().nth(19)?;
         let command = process::read(pid, "cmdline").unwrap_or_default().replace('\0', " ");
-        // A test may end containerd and start it again.
-        if command.starts_with(super::containerd::COMMAND) {
-            return Some(format!("process {name})"));
-        }
         Some(format!("process {name}) started at {start}: {}", command.trim_end()))
     })
 }
