@@ -5,6 +5,7 @@
     clippy::tests_outside_test_module,
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::disallowed_methods,
     reason = "the whole file is tests"
 )]
 

@@ -177,7 +177,7 @@ async fn run(cli: Cli) -> Result<ExitCode, KubeletError> {
                     Err(error) => Err(error),
                 };
                 // The others are removed all the same; the first failure is the command's.
-                failed = failed.or(removed.err());
+                failed = failed.or_else(|| removed.err());
             }
             if let Some(error) = failed {
                 return Err(error);
