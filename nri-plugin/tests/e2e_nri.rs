@@ -269,7 +269,7 @@ impl Plugin for Watcher {
     }
     async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refused> {
         let network = pod.linux.namespaces.iter().any(|ns| ns.type_ == "network" && !ns.path.is_empty());
-        if pod.ips.len() != 1 || !network || pod.uid.is_empty() {
+        if pod.ips.is_empty() || !network || pod.uid.is_empty() {
             return Err(Refused(format!("the pod has no address or no network namespace: {pod:?}")));
         }
         self.note("run", &pod, &Container::new())

@@ -176,7 +176,6 @@ fn deny_console(pid: i32, resources: &LinuxResources) -> Result<(), TaskError> {
     }
 }
 
-/// Whether a restored container can be confined on this host as its spec says.
 /// The scope that a path of the form `slice:prefix:name` stands for.
 ///
 /// Source: runc `libcontainer/specconv`, CreateCgroupConfig, and opencontainers/cgroups `systemd/common.go`,

@@ -29,11 +29,12 @@ const FOLDERS: [(&str, u32); 11] = [
 const OF_THE_INIT: [&str; 4] = ["/run/log/", "/run/systemd/", "/run/udev/", "/run/user/"];
 
 /// Ends of paths that stay on purpose.
-const STAY: [&str; 18] = [
+const STAY: [&str; 19] = [
     // Folders that the first container on a node brings about.
     "/io.containerd.grpc.v1.cri/containers",
     "/io.containerd.grpc.v1.cri/sandboxes",
     "/io.containerd.runtime.v2.task/k8s.io",
+    "/run/containerd/fifo",
     "/run/containerd/runc",
     "/run/containerd/runc/k8s.io",
     "/run/containerd/s",
