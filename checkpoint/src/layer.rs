@@ -22,6 +22,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, statat};
 
 mod apply;
+mod sparse;
 mod upper;
 mod write;
 
@@ -29,7 +30,7 @@ pub use apply::{ApplyError, Conflict, Stack, empty, fill};
 pub use write::{WriteLayerError, write, write_content};
 
 /// Under this name, among the CRIU images, the layer of a restored container's checkpoint travels when the container
-/// is frozen again: `rootfs-diff.tar` then only has what changed since, and belongs on top of it.
+/// is frozen again: only what changed since belongs on top of it.
 pub const INHERITED_LAYER: &str = "thaw-rootfs.tar";
 
 /// What a tar stands for.
@@ -40,6 +41,9 @@ enum Form {
     /// The content of a volume.
     Content,
 }
+/// Under this name what a restored container changed since. `rootfs-diff.tar` has not all of that: containerd compares
+/// with the image alone, so that a file of the inherited layer that was deleted since is no difference for it.
+pub const OWN_LAYER: &str = "thaw-upper.tar";
 
 /// Before a name: it was deleted.
 const WHITEOUT: &str = ".wh.";

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use checkpoint::dump::{self, ConfigDump, DumpError, NetworkDump, NetworkStatus, SpecDump, StatusDump};
-use checkpoint::layer::INHERITED_LAYER;
+use checkpoint::layer::{INHERITED_LAYER, OWN_LAYER};
 use checkpoint::plan::{SHM, volume_file};
 use indicatif::ProgressBar;
 use tar::Entries;
@@ -36,6 +36,8 @@ pub(crate) enum Member {
     Inherited,
     /// Podman's `devshm-checkpoint.tar`, or the tar of a volume; and the image that thaw keeps it as.
     Content(String, String),
+    /// What the container changed since then.
+    Own,
     /// `config.dump`, `spec.dump` or `status.dump`.
     Dump(&'static str),
     /// `rootfs-diff.tar`.
@@ -170,6 +172,11 @@ impl Survey {
         self.members.contains(&Member::Inherited.name())
     }
 
+    /// Whether what it changed since then is there in full, so that `rootfs-diff.tar` adds nothing.
+    pub(crate) fn has_own(&self) -> bool {
+        self.members.contains(&Member::Own.name())
+    }
+
     /// What an import leaves out though the container may miss it.
     pub(crate) fn left_out(&self) -> impl Iterator<Item = &str> {
         let wanted = |name: &&String| name.starts_with(PODMAN_VOLUMES.0) && volume(name).is_none();
@@ -196,6 +203,7 @@ impl Survey {
             Member::Image(_)
             | Member::Content(..)
             | Member::Inherited
+            | Member::Own
             | Member::RootfsDiff
             | Member::Other(_) => {}
         }
@@ -218,6 +226,7 @@ impl Member {
                 Self::Content(name.to_owned(), volume_file(volume(name).unwrap_or_default()))
             }
             (None, Some((IMAGES, INHERITED_LAYER))) => Self::Inherited,
+            (None, Some((IMAGES, OWN_LAYER))) => Self::Own,
             (None, Some((IMAGES, image))) if image.contains('/') => {
                 return Err(ArchiveError::Deep { path: path.to_owned() });
             }
@@ -230,6 +239,7 @@ impl Member {
         match self {
             Self::Image(name) | Self::Other(name) | Self::Content(name, _) => name.clone(),
             Self::Inherited => format!("{IMAGES}/{INHERITED_LAYER}"),
+            Self::Own => format!("{IMAGES}/{OWN_LAYER}"),
             Self::Dump(name) => (*name).to_owned(),
             Self::RootfsDiff => dump::ROOTFS_DIFF.to_owned(),
             Self::DeletedFiles => dump::DELETED_FILES.to_owned(),

@@ -237,7 +237,8 @@ fn container(writer: &Writer<'_>, source: &Source, progress: &ProgressBar) -> Re
     let mut files = writer.container(container)?;
     let rootfs = if survey.has_layers() { Some(files.rootfs()?) } else { None };
     let mut stack = rootfs.as_ref().map(|dir| Stack::new(dir.as_fd()));
-    // The layer of the checkpoint before goes below the difference, in whatever order they come.
+    // The layer of the checkpoint before goes below what changed since, in whatever order they come.
+    let changes = if survey.has_own() { Member::Own } else { Member::RootfsDiff };
     let (mut below, mut postponed) = (survey.has_inherited(), false);
     let mut visit = |member: &Member, content: &mut dyn Read| -> Result<(), ImportFault> {
         match member {
@@ -251,24 +252,23 @@ fn container(writer: &Writer<'_>, source: &Source, progress: &ProgressBar) -> Re
                 unpack(stack.as_mut(), "inherited layer", content)?;
                 below = false;
             }
-            Member::RootfsDiff if below => postponed = true,
-            Member::RootfsDiff => unpack(stack.as_mut(), "rootfs-diff.tar", content)?,
-            Member::DeletedFiles | Member::Other(_) => {}
+            Member::RootfsDiff | Member::Own if *member == changes => {
+                if below {
+                    postponed = true;
+                } else {
+                    unpack(stack.as_mut(), "changed files", content)?;
+                }
+            }
+            Member::RootfsDiff | Member::Own | Member::DeletedFiles | Member::Other(_) => {}
         }
         Ok(())
     };
     archive.each(progress, &mut visit).map_err(|fault| fault.of(path()))?;
     if postponed {
-        let mut diff = |member: &Member, content: &mut dyn Read| match member {
-            Member::RootfsDiff => unpack(stack.as_mut(), "rootfs-diff.tar", content),
-            Member::Image(_)
-            | Member::Content(..)
-            | Member::Inherited
-            | Member::Dump(_)
-            | Member::DeletedFiles
-            | Member::Other(_) => Ok(()),
+        let mut last = |member: &Member, content: &mut dyn Read| {
+            if *member == changes { unpack(stack.as_mut(), "changed files", content) } else { Ok(()) }
         };
-        archive.each(&ProgressBar::hidden(), &mut diff).map_err(|fault| fault.of(path()))?;
+        archive.each(&ProgressBar::hidden(), &mut last).map_err(|fault| fault.of(path()))?;
     }
     if let (Some(stack), Some(json)) = (stack.as_mut(), &survey.deleted_files) {
         stack.delete(json).map_err(|source| ImportError::Layer {

@@ -26,6 +26,7 @@ use crate::container::Container;
 use crate::create::blocking;
 use crate::error::{TaskError, full};
 use crate::figures;
+use crate::freezer::{Thawed, has_stopped_process};
 use crate::network::interfaces;
 use crate::pod::Pod;
 use crate::reaper::Exits;
@@ -34,6 +35,10 @@ use containerd_shim_protos::shim::oci::CheckpointOptions;
 
 /// How long a dump may take. This only bounds a hang; it is bound by the disk, some 10 s per 1 GB on slow ones.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// The largest deleted file that goes into the images, bytes: as large as CRIU's option can say. Its default of 1 MiB
+/// refuses programs that keep scratch data in deleted files.
+const DELETED_LIMIT: u32 = u32::MAX;
 
 /// What `inherit_fd` and `external` call the pod's namespaces, as runc does, so that its restore reads ours.
 ///
@@ -118,12 +123,25 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
     options.tcp_skip_in_flight = true;
     options.file_locks = true;
     options.link_remap = true;
+    options.ghost_limit = Some(DELETED_LIMIT);
     options.ext_unix_sk = true;
     options.shell_job = container.init.stdio.terminal;
     options.orphan_pts_master = true;
     // As runc dumps: what other tools restore from these images needs the properties of the cgroups.
     options.manage_cgroups = ManageCgroups::Soft;
     options.freeze_cgroup = cgroups.get("freezer").or_else(|| cgroups.get("")).cloned();
+    if let Some(cgroup) = &options.freeze_cgroup {
+        let found = crate::unfreezable::find(cgroup).map_err(|e| failed("looking at its files")(full(&e)))?;
+        if let Some(held) = found {
+            return Err(failed("looking at its files")(full(&held)));
+        }
+        let rootfs = container.bundle.join("rootfs");
+        options.irmap_scan_paths = crate::inotify::folders_to_search(cgroup, &rootfs, &mounts.0)
+            .map_err(|e| failed("looking for inotify watches")(full(&e)))?
+            .unwrap_or_default();
+    }
+    let thawed = thawed_for_stopped(&mut options.freeze_cgroup)
+        .map_err(|e| failed("looking at its freezer")(full(&e)))?;
     let binds = bind_mountpoints(&container.spec, &container.bundle.join("rootfs"))
         .map_err(|e| failed("finding its mounts")(full(&e)))?;
     options.ext_mounts = external_mounts(&container.spec, &binds, &mounts.0);
@@ -136,9 +154,12 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
     write_addresses(pid, images).map_err(|e| failed("reading its addresses")(full(&e)))?;
     write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
     write_gpus(container, images).map_err(|e| failed("noting its GPUs")(full(&e)))?;
-    inherited_layer(container, images).map_err(failed("saving the writable layer"))?;
+    layers(container, images).map_err(failed("saving the writable layer"))?;
     let on_event = &mut |event: Event| {
         if matches!(event, Event::PostDump) {
+            if let Some(thawed) = &thawed {
+                thawed.refreeze()?;
+            }
             // Now files that have lost the name under which they are open have the one that the images give them.
             crate::volumes::save(&container.spec, images)?;
         }
@@ -164,6 +185,20 @@ fn write_gpus(container: &Container, images: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     std::fs::write(images.join(gpu::FILE), serde_json::to_vec(&gpus)?)
+}
+
+/// Thaws a container with a stopped process, which CRIU then stops without the `freezer`.
+fn thawed_for_stopped(freezer: &mut Option<PathBuf>) -> std::io::Result<Option<Thawed>> {
+    let Some(cgroup) = freezer.take_if(|cgroup| cgroup.join("freezer.state").exists()) else {
+        return Ok(None);
+    };
+    // In a frozen cgroup all processes look alike.
+    let thawed = Thawed::from_frozen(&cgroup)?;
+    if has_stopped_process(&cgroup)? {
+        return Ok(thawed);
+    }
+    *freezer = Some(cgroup);
+    Ok(None)
 }
 
 /// The mounts that come from outside: binds of the spec, cgroup v1 hierarchies, masked files. `binds` are the
@@ -240,13 +275,18 @@ fn write_addresses(pid: i32, images: &Path) -> std::io::Result<()> {
     std::fs::write(images.join(dump::NETWORK), json)
 }
 
-/// A restored container's snapshot holds only what it wrote since; what it came with goes along as a file.
-fn inherited_layer(container: &Container, images: &Path) -> Result<(), String> {
+/// A restored container's snapshot holds only what it wrote since; what it came with goes along as a file, and what it
+/// wrote since as another one.
+fn layers(container: &Container, images: &Path) -> Result<(), String> {
     let Some(prepared) = container.restored() else { return Ok(()) };
     let Some(rootfs) = prepared.source.dir.rootfs() else { return Ok(()) };
-    let dir = open_dir(rootfs).map_err(|e| full(&e))?;
-    let file = std::fs::File::create_new(images.join(layer::INHERITED_LAYER)).map_err(|e| full(&e))?;
-    layer::write(dir.as_fd(), std::io::BufWriter::new(file)).map_err(|e| full(&e))
+    let upper = crate::rootfs::upper_directory(&container.bundle.join("rootfs")).map_err(|e| full(&e))?;
+    for (name, layer) in [(layer::INHERITED_LAYER, rootfs), (layer::OWN_LAYER, &upper)] {
+        let dir = open_dir(layer).map_err(|e| full(&e))?;
+        let file = std::fs::File::create_new(images.join(name)).map_err(|e| full(&e))?;
+        layer::write(dir.as_fd(), std::io::BufWriter::new(file)).map_err(|e| full(&e))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

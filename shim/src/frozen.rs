@@ -256,7 +256,8 @@ fn claims(dir: &ImagesDir, tasks: &[Task], names: &[String]) -> Result<Vec<Claim
     let mut all = Vec::new();
     for task in tasks {
         let main: Core = dir.load(&format!("core-{}.img", task.pid))?;
-        let others = task.threads.iter().filter(|tid| **tid != task.pid);
+        // A dead one has no image but its own, and CRIU 4.2 notes an arbitrary number as its thread.
+        let others = task.threads.iter().filter(|tid| main.creds.is_some() && **tid != task.pid);
         for tid in others {
             let core: Core = dir.load(&format!("core-{tid}.img"))?;
             // A filter that all threads share is noted with the main one only.
@@ -287,6 +288,7 @@ fn claim(pid: u32, tid: u32, core: &Core, seccomp_mode: u32) -> Option<Claims> {
             bounding: creds.cap_bnd,
             ambient: creds.cap_amb,
         },
+        secure_bits: creds.secbits,
         no_new_privs: creds.no_new_privs,
         seccomp_mode,
         lsm_profile,

@@ -24,11 +24,14 @@ mod events;
 mod exec;
 mod figures;
 mod filling;
+mod freezer;
 mod frozen;
 #[allow(unsafe_code)] // mount_setattr, and a child in a user namespace
 mod idmap;
 mod implied;
+mod inotify;
 mod kill;
+mod limits;
 mod logging;
 mod members;
 #[allow(unsafe_code)] // the allocator's and madvise's calls, and the environment before there are threads
@@ -57,6 +60,7 @@ mod stats;
 mod stats_v1;
 mod stdio;
 mod task;
+mod unfreezable;
 mod volumes;
 
 /// The name that containerd knows this runtime by in `-info` and in logs.

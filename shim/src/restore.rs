@@ -10,7 +10,6 @@
 //!
 //! CRIU clones the init as its sibling, so the restored init is this process's own child.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -37,7 +36,7 @@ use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::volumes::{Filled, FilledFrom};
-use crate::{adopt, figures, mountpoints, nodes};
+use crate::{adopt, figures, limits, mountpoints, nodes};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -153,19 +152,6 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
     Ok(pid)
 }
 
-/// Gives all tasks the score that the new spec names: the images have that of the old pod, or none.
-fn set_oom_score(container: &Container, cgroups: &BTreeMap<String, PathBuf>) {
-    let score = container.spec.process().as_ref().and_then(oci_spec::runtime::Process::oom_score_adj);
-    let Some(score) = score else { return };
-    let procs = cgroups.get("memory").or_else(|| cgroups.get("")).map(|cgroup| cgroup.join("cgroup.procs"));
-    let pids = procs.and_then(|procs| std::fs::read_to_string(procs).ok()).unwrap_or_default();
-    for pid in pids.lines() {
-        if let Err(e) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
-            log::warn!("cannot set the OOM score of process {pid} to {score}: {e}");
-        }
-    }
-}
-
 /// What came out of CRIU's work.
 struct Resumed {
     /// The init.
@@ -208,13 +194,16 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     let cgroups = crate::cgroup::paths(criu)?;
     let prepared_in = started.elapsed();
 
-    let mut terminal = None;
+    let (mut terminal, mut init) = (None, None);
     let restored = session
         .restore(&options, DEADLINE, &mut |event: Event| {
             log::debug!("CRIU: {}", event.script());
+            if let Event::PostRestore { pid } = event {
+                init = Some(pid);
+            }
             if matches!(event, Event::PreResume) {
                 // All tasks are there and none has run yet.
-                set_oom_score(container, &cgroups);
+                limits::apply(&container.spec, &cgroups, init, criu);
             }
             if let Event::OrphanPtsMaster(master) = event {
                 terminal = Some(master);

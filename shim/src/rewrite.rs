@@ -160,13 +160,14 @@ fn mounts(images: &Images, plan: &Plan) -> Result<Vec<u8>, TaskError> {
     Ok(mounts.into_image().to_bytes())
 }
 
-/// The open files, with the sockets as the plan wants them.
+/// The open files, with the sockets as the plan wants them, and timers that go on.
 fn files(images: &Images, plan: &Plan, reopened: &[RegFile]) -> Result<Vec<u8>, TaskError> {
     let mut files: Files = images.dir.load(FILES).map_err(unreadable)?;
     let rewritten = files
         .rewrite_addresses(&plan.sockets.addresses)
         .and_then(|moved| Ok((moved, files.close_sockets(&plan.sockets.closed)?)))
-        .and_then(|(moved, closed)| Ok((moved, closed, files.replace_reg_files(reopened)?)));
+        .and_then(|(moved, closed)| Ok((moved, closed, files.replace_reg_files(reopened)?)))
+        .and_then(|counts| files.rearm_timers().map(|_| counts));
     let (moved, closed, reopened) = rewritten.map_err(|e| TaskError::Io {
         what: "rewrite the open files".into(),
         source: std::io::Error::other(e),

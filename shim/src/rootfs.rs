@@ -101,6 +101,22 @@ pub(crate) fn unmount_all(target: &Path) {
     }
 }
 
+/// Where what the container writes goes: the upper directory of the overlay that is mounted at `target`.
+///
+/// # Errors
+/// When there is no such mount.
+pub(crate) fn upper_directory(target: &Path) -> std::io::Result<PathBuf> {
+    let mounts = procfs::process::Process::myself()
+        .and_then(|process| process.mountinfo())
+        .map_err(std::io::Error::other)?;
+    let target = target.canonicalize()?;
+    let mount = mounts.0.iter().rev().find(|mount| mount.mount_point == target);
+    let upper = mount.and_then(|mount| mount.super_options.get("upperdir").cloned().flatten());
+    upper.map(PathBuf::from).ok_or_else(|| {
+        std::io::Error::other(format!("{} is no overlay with an upper directory", target.display()))
+    })
+}
+
 /// The overlay options of `mount` with `layer` as the uppermost lower layer. Pure.
 fn with_lower(mount: &Mount, layer: &Path) -> std::io::Result<Vec<String>> {
     let lower = mount.options.iter().position(|option| option.starts_with("lowerdir="));
@@ -117,6 +133,11 @@ fn with_lower(mount: &Mount, layer: &Path) -> std::io::Result<Vec<String>> {
     let mut options = mount.options.clone();
     if let Some(option) = options.get_mut(at) {
         *option = option.replacen("lowerdir=", &format!("lowerdir={layer}:"), 1);
+    }
+    // Where a kernel redirects renamed directories by default, the upper directory alone would not tell what is in them,
+    // and it travels alone when the container is frozen again.
+    if !options.iter().any(|option| option.starts_with("redirect_dir=")) {
+        options.push("redirect_dir=off".to_owned());
     }
     Ok(options)
 }
@@ -137,7 +158,10 @@ mod tests {
     fn the_checkpoints_layer_lies_above_the_images_and_below_the_upper() {
         let mount = overlay(&["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/2:/1"]);
         let options = with_lower(&mount, Path::new("/store/c/rootfs")).unwrap();
-        assert_eq!(options, ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/store/c/rootfs:/2:/1"]);
+        assert_eq!(
+            options,
+            ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/store/c/rootfs:/2:/1", "redirect_dir=off"]
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod archive;
 pub mod checks;
 pub mod counter;
 pub mod error;
+pub mod fidelity_page;
 pub mod leaks;
 pub mod needs;
 pub mod node;
@@ -16,6 +17,8 @@ pub mod nri;
 pub mod parity;
 pub mod pods;
 pub mod process;
+pub mod process_state;
+pub mod rows;
 pub mod shim;
 pub mod thaw;
 

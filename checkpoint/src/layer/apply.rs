@@ -15,7 +15,9 @@ use sha2::{Digest, Sha256};
 use tar::{Entry, EntryType};
 
 use super::upper::Upper;
-use super::{Existing, Form, OPAQUE, PAX_XATTR, WHITEOUT, above, carried_xattr, existing, plain_path};
+use super::{
+    Existing, Form, OPAQUE, PAX_XATTR, WHITEOUT, above, carried_xattr, existing, plain_path, sparse,
+};
 use crate::beneath;
 use crate::manifest::Rootfs;
 
@@ -345,7 +347,7 @@ impl<'a> Layer<'a> {
             let copied = if kind.is_gnu_sparse() {
                 copy_holes(entry, &mut file)?
             } else {
-                io::copy(entry, &mut file)?
+                sparse::copy(entry, &mut file)?
             };
             if copied != entry.size() {
                 let text = "the layer ends inside this file";

@@ -52,6 +52,8 @@ const NAMES: [&str; 41] = [
 pub(super) const SETGID: u64 = 1 << 6;
 /// `CAP_SETUID`.
 pub(super) const SETUID: u64 = 1 << 7;
+/// `CAP_SETPCAP`.
+pub(super) const SETPCAP: u64 = 1 << 8;
 
 /// The five capability sets of a thread; bit N is capability N.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -95,6 +97,7 @@ mod tests {
     fn the_names_of_the_spec_have_the_numbers_of_the_kernel() {
         assert_eq!(bits(&[Capability::Chown]), 1);
         assert_eq!(bits(&[Capability::Setuid, Capability::Setgid]), SETUID | SETGID);
+        assert_eq!(bits(&[Capability::Setpcap]), SETPCAP);
         assert_eq!(bits(&[Capability::SysAdmin]), 1 << 21);
         assert_eq!(bits(&[Capability::CheckpointRestore]), 1 << 40);
         assert_eq!(

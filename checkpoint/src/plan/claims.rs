@@ -5,11 +5,15 @@ use std::collections::{BTreeSet, HashMap};
 
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 
-use super::capability::{Capabilities, SETGID, SETUID, bits, capability_names};
+use super::capability::{Capabilities, SETGID, SETPCAP, SETUID, bits, capability_names};
 use super::reason::{Held, Reason, Who};
 
 /// `SECCOMP_MODE_FILTER`. Source: Linux include/uapi/linux/seccomp.h.
 const SECCOMP_FILTER: u32 = 2;
+
+/// `SECBIT_KEEP_CAPS`, the only secure bit that a thread may set without a right to. Source: Linux
+/// include/uapi/linux/securebits.h, security/commoncap.c, cap_task_prctl.
+const KEEP_CAPS: u32 = 1 << 4;
 
 /// The credentials of one thread. Source: CRIU images/core.proto, images/creds.proto.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub struct Claims {
     pub groups: Vec<u32>,
     /// Capability sets.
     pub capabilities: Capabilities,
+    /// `SECBIT_*`.
+    pub secure_bits: u32,
     /// Whether execve can give no privileges.
     pub no_new_privs: bool,
     /// `SECCOMP_MODE_*`.
@@ -98,6 +104,10 @@ impl Allowed {
             if bits & !allowed != 0 {
                 faults.push(Held::Capabilities { set, names: capability_names(bits & !allowed) });
             }
+        }
+        // A started container begins with none of them, and sets others only by this capability.
+        if claims.secure_bits & !KEEP_CAPS != 0 && self.bounding & SETPCAP == 0 {
+            faults.push(Held::SecureBits { bits: claims.secure_bits });
         }
         if self.no_new_privs && !claims.no_new_privs {
             faults.push(Held::NewPrivileges);

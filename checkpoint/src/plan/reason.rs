@@ -308,6 +308,11 @@ pub enum Held {
         /// Those that are not allowed.
         names: String,
     },
+    /// Secure bits, which the new container could not set.
+    SecureBits {
+        /// `SECBIT_*`.
+        bits: u32,
+    },
     /// It can gain privileges by execve.
     NewPrivileges,
     /// It runs without a seccomp filter.
@@ -371,6 +376,10 @@ impl fmt::Display for Held {
             Self::Capabilities { set, names } => write!(
                 f,
                 "had {names} in the {set} set, which the new container does not allow: set `capabilities` and `privileged` as they were"
+            ),
+            Self::SecureBits { bits } => write!(
+                f,
+                "had the secure bits {bits:#x}, which the new container cannot set: give it CAP_SETPCAP as it had"
             ),
             Self::NewPrivileges => f.write_str(
                 "ran without no_new_privs, which the new container demands: set `allowPrivilegeEscalation` as it was",

@@ -66,6 +66,7 @@ fn thread() -> Claims {
         no_new_privs: true,
         seccomp_mode: 2,
         lsm_profile: None,
+        secure_bits: 0,
     }
 }
 

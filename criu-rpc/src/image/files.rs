@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::{
     file::{ImageFile, Kind},
     message::{FieldError, Message, Tag},
+    timerfd::rearm,
     view::{View, ViewError, each, entries},
 };
 
@@ -95,7 +96,7 @@ pub enum RewriteError {
         new: IpAddr,
     },
     /// The image cannot be changed.
-    #[error("a socket cannot be changed")]
+    #[error("an open file cannot be changed")]
     View {
         /// Why.
         #[source]
@@ -185,6 +186,19 @@ impl Files {
         }
         *self = Self::read(entries).map_err(|source| RewriteError::View { source })?;
         Ok(closed)
+    }
+
+    /// Lets periodic timers go on that had expired when they were frozen. How many.
+    ///
+    /// # Errors
+    /// [`RewriteError::View`] when an entry is not what it says.
+    pub fn rearm_timers(&mut self) -> Result<usize, RewriteError> {
+        let mut rearmed: usize = 0;
+        for (entry, message) in self.entries.iter_mut().enumerate() {
+            let failed = |source| RewriteError::View { source: ViewError::Field { entry, source } };
+            rearmed = rearmed.saturating_add(usize::from(rearm(message).map_err(failed)?));
+        }
+        Ok(rearmed)
     }
 
     /// The image with its changes.

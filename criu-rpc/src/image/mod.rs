@@ -25,6 +25,7 @@ mod pstree;
 mod remaps;
 mod seccomp;
 mod timens;
+mod timerfd;
 mod utsns;
 mod view;
 mod wire;

@@ -61,6 +61,9 @@ pub struct DumpOptions {
     pub manage_cgroups: ManageCgroups,
     /// Largest deleted file that is copied into the images, in bytes; CRIU's default is 1 MiB.
     pub ghost_limit: Option<u32>,
+    /// Folders of the tree in which files that are watched by inotify are searched, where the kernel does not tell
+    /// their paths. CRIU walks them as a whole, into mounts too.
+    pub irmap_scan_paths: Vec<PathBuf>,
     /// Limit for stopping the tree; sent in whole seconds, rounded up. CRIU's default is 10 s.
     pub timeout: Option<Duration>,
     /// A configuration file; what it says wins over every field here.
@@ -97,6 +100,7 @@ impl DumpOptions {
             network_lock: NetworkLock::default(),
             manage_cgroups: ManageCgroups::default(),
             ghost_limit: None,
+            irmap_scan_paths: Vec::new(),
             timeout: None,
             config_file: None,
         }
@@ -127,6 +131,7 @@ impl DumpOptions {
             network_lock: Some(self.network_lock as u32),
             manage_cgroups_mode: Some(self.manage_cgroups as u32),
             ghost_limit: self.ghost_limit,
+            irmap_scan_paths: self.irmap_scan_paths.iter().map(|at| path(at)).collect(),
             timeout: self.timeout.map(seconds),
             config_file: self.config_file.as_deref().map(path),
             ..base(&self.images_dir, &self.work_dir, &self.log_file, self.log_level)
@@ -154,6 +159,7 @@ mod tests {
         options.ext_mounts = vec![("/m".into(), "/k".into())];
         options.parent_img = Some("../p".into());
         options.ghost_limit = Some(5);
+        options.irmap_scan_paths = vec!["/s".into()];
         let images_dir = u8::try_from(options.images_dir.as_raw_fd()).unwrap();
         let work_dir = u8::try_from(options.work_dir.as_raw_fd()).unwrap();
 
@@ -165,6 +171,7 @@ mod tests {
         want.extend([0x78, 0, 0x88, 1, work_dir, 0x90, 1, 0]);
         want.extend([0xba, 1, 8, 0x0a, 2, b'/', b'm', 0x12, 2, b'/', b'k']);
         want.extend([0xe8, 1, 0, 0xf0, 1, 0, 0x90, 2, 3, 0x98, 2, 5]);
+        want.extend([0xa2, 2, 2, b'/', b's']);
         want.extend([0xe2, 2, 3, b'/', b'c', b'g', 0xf0, 2, 0, 0x90, 3, 0]);
         want.extend([0xa0, 3, 0, 0x80, 4, 3, 0x88, 4, 0]);
         assert_eq!(options.to_opts().write_to_bytes().unwrap(), want);

@@ -50,6 +50,18 @@ fn capabilities_must_be_allowed_in_every_set() {
 }
 
 #[test]
+fn secure_bits_need_the_right_to_set_them() {
+    refused("secure bits 0x3", |frozen, _| frozen.threads[0].secure_bits = 3);
+    refused("secure bits 0x30", |frozen, _| frozen.threads[0].secure_bits = 0x30);
+    // SECBIT_KEEP_CAPS, which any thread may set.
+    allowed(|frozen, _| frozen.threads[0].secure_bits = 1 << 4);
+    allowed(|frozen, spec| {
+        frozen.threads[0].secure_bits = 3;
+        process(spec)["capabilities"]["bounding"] = json!(["CAP_CHOWN", "CAP_SETPCAP"]);
+    });
+}
+
+#[test]
 fn no_new_privs_and_seccomp_must_be_kept() {
     refused("without no_new_privs", |frozen, _| frozen.threads[0].no_new_privs = false);
     refused("without a seccomp filter", |frozen, _| frozen.threads[0].seccomp_mode = 0);
