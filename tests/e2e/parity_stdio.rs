@@ -111,6 +111,7 @@ async fn attached_it_takes_input_and_shows_what_it_says() -> Tested {
         let mut streams = attach(&case, &state, false).await?;
         streams.send(STDIN, b"two\n").await?;
         streams.expect(STDOUT, "got two\n").await?;
+        streams.expect(STDERR, "heard two\n").await?;
         case.logged(&state, "", "got two").await?;
         Ok((streams.heard(STDOUT), streams.heard(STDERR)))
     })
