@@ -10,7 +10,8 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use checkpoint::layer::{ApplyError, Stack};
+use checkpoint::dump;
+use checkpoint::layer::{self, ApplyError, Stack};
 use checkpoint::manifest::{self, Container, Image, Manifest, Pod};
 use checkpoint::store::{ListError, Store, WriteError, Writer};
 use checkpoint::{CheckpointId, Lineage};
@@ -238,7 +239,11 @@ fn container(writer: &Writer<'_>, source: &Source, progress: &ProgressBar) -> Re
     let rootfs = if survey.has_layers() { Some(files.rootfs()?) } else { None };
     let mut stack = rootfs.as_ref().map(|dir| Stack::new(dir.as_fd()));
     // The layer of the checkpoint before goes below what changed since, in whatever order they come.
-    let changes = if survey.has_own() { Member::Own } else { Member::RootfsDiff };
+    let (changes, changed) = if survey.has_own() {
+        (Member::Own, layer::OWN_LAYER)
+    } else {
+        (Member::RootfsDiff, dump::ROOTFS_DIFF)
+    };
     let (mut below, mut postponed) = (survey.has_inherited(), false);
     let mut visit = |member: &Member, content: &mut dyn Read| -> Result<(), ImportFault> {
         match member {
@@ -256,7 +261,7 @@ fn container(writer: &Writer<'_>, source: &Source, progress: &ProgressBar) -> Re
                 if below {
                     postponed = true;
                 } else {
-                    unpack(stack.as_mut(), "changed files", content)?;
+                    unpack(stack.as_mut(), changed, content)?;
                 }
             }
             Member::RootfsDiff | Member::Own | Member::DeletedFiles | Member::Other(_) => {}
@@ -266,7 +271,7 @@ fn container(writer: &Writer<'_>, source: &Source, progress: &ProgressBar) -> Re
     archive.each(progress, &mut visit).map_err(|fault| fault.of(path()))?;
     if postponed {
         let mut last = |member: &Member, content: &mut dyn Read| {
-            if *member == changes { unpack(stack.as_mut(), "changed files", content) } else { Ok(()) }
+            if *member == changes { unpack(stack.as_mut(), changed, content) } else { Ok(()) }
         };
         archive.each(&ProgressBar::hidden(), &mut last).map_err(|fault| fault.of(path()))?;
     }

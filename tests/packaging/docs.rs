@@ -87,7 +87,9 @@ fn every_command_of_ours_is_one_that_the_program_understands() {
         match *program {
             // With --help at the end, the command line is understood and nothing is done.
             "thaw" => {
-                let thaw = tree().join("target/debug/thaw");
+                let target =
+                    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| tree().join("target"), Into::into);
+                let thaw = target.join("debug/thaw");
                 let output = Command::new(thaw).args(arguments).arg("--help").output().unwrap();
                 assert!(output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
             }

@@ -155,7 +155,10 @@ fn maps(text: &str) -> String {
         // The stack and the heap have their names by where they are.
         let kind = match name.as_str() {
             "" | "[heap]" | "[stack]" => rights.to_string(),
-            shared if shared.starts_with("/dev/zero") => format!("{rights} shared"),
+            // CRIU makes such memory anew as a memfd of that name where several map parts of it.
+            shared if shared.trim_start_matches("/memfd:").starts_with("/dev/zero") => {
+                format!("{rights} shared")
+            }
             // Where the file would begin, which neighbours share.
             file => {
                 let offset = u64::from_str_radix(offset, 16).unwrap_or_default();
