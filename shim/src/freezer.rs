@@ -29,7 +29,15 @@ impl Thawed {
 
     /// Freezes it again, for what is stopped by CRIU at this moment.
     pub(crate) fn refreeze(&self) -> std::io::Result<()> {
-        std::fs::write(&self.0, FROZEN)
+        // One that forks meanwhile is frozen at a later attempt of the kernel, which a read makes.
+        for _ in 0..500 {
+            std::fs::write(&self.0, FROZEN)?;
+            if std::fs::read_to_string(&self.0)?.trim() == FROZEN.trim() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        Ok(())
     }
 }
 
