@@ -5,6 +5,7 @@
 //! again before CRIU lets go of it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use procfs::process::{ProcState, Process};
 
@@ -32,11 +33,12 @@ impl Thawed {
         // One that forks meanwhile is frozen at a later attempt of the kernel, which a read makes.
         for _ in 0..500 {
             std::fs::write(&self.0, FROZEN)?;
-            if std::fs::read_to_string(&self.0)?.trim() == FROZEN.trim() {
-                break;
+            if std::fs::read_to_string(&self.0)?.trim() == FROZEN {
+                return Ok(());
             }
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2));
         }
+        log::warn!("{} takes long to freeze", self.0.display());
         Ok(())
     }
 }
