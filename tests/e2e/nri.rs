@@ -218,19 +218,23 @@ fn place(node: &Node, name: &str, families: &str, devices: &str, volume: &Path) 
     Ok(pod.annotated(DEVICES, devices))
 }
 
-/// The pod's IPv4 and IPv6 address.
+/// The addresses of each family that the runtime gave the pod. The kernel lists them in no certain order, and those that
+/// were kept of an old pod are among them, each alone in its network.
 async fn addresses(node: &Node, state: &PodState) -> Result<[IpAddr; 2], HarnessError> {
-    let script = "grep -v ' lo$' /proc/net/if_inet6 | grep ' 00 [0-9a-f]* *eth0' | head -n 1";
-    let line = shell(node, state, script).await?;
-    let digits = line.split(' ').next().unwrap();
-    let v6 = std::net::Ipv6Addr::from(u128::from_str_radix(digits, 16).unwrap());
-    Ok([state.ip.parse().unwrap(), v6.into()])
+    let listed = shell(node, state, "cat /proc/net/if_inet6").await?;
+    let given = listed.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [digits, _, prefix, scope, _, "eth0"] = fields[..] else { return None };
+        (scope == "00" && prefix != "80").then(|| u128::from_str_radix(digits, 16).unwrap())
+    });
+    let Some(given) = given else { panic!("the pod has no IPv6 address: {listed}") };
+    Ok([state.ip.parse().unwrap(), std::net::Ipv6Addr::from(given).into()])
 }
 
 /// What the program says at this address.
 fn ask(address: IpAddr) -> Option<serde_json::Value> {
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(10) {
+    while began.elapsed() < Duration::from_secs(60) {
         let connected = TcpStream::connect_timeout(&(address, 7100).into(), Duration::from_secs(2));
         let mut said = String::new();
         if connected.and_then(|mut stream| stream.read_to_string(&mut said)).is_ok() && !said.is_empty() {
