@@ -123,8 +123,7 @@ impl Prepared {
 /// # Errors
 /// [`TaskError::Restore`]; nothing is left then.
 pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<i32, TaskError> {
-    let stdio = RestoredStdio::new(&container.init, container.io_owner)?;
-    let theirs = stdio.attach(&container.init.stdio, &container.init.io())?;
+    let (stdio, theirs) = RestoredStdio::new(&container.init, container.io_owner)?;
     let criu_exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let job = {
         let (container, prepared) = (container.clone(), prepared.clone());
@@ -140,7 +139,7 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
     criu_exits.of(criu).await;
     let attached = match terminal {
         Some(master) => attach_terminal(master, &container.init).await,
-        None => Ok(()),
+        None => stdio.attach(&container.init),
     };
     if let Err(e) = attached {
         // It runs and is known to runc, which undoes it as a whole.

@@ -8,7 +8,7 @@ use std::process;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use containerd_shim::asynchronous::io::{IoTasks, Pty, Stdio};
+use containerd_shim::asynchronous::io::Pty;
 use runc::io::{IoOption, PipedIo};
 use runc::{Command, Io, Pipe};
 use tokio::net::unix::pipe;
@@ -143,20 +143,16 @@ pub(crate) async fn attach_terminal(master: OwnedFd, process: &Process) -> Resul
     Ok(())
 }
 
-/// The container's ends of fresh pipes for a restored process; what is not wanted is `/dev/null`.
-pub(crate) struct RestoredStdio {
-    /// Ends for descriptors 0, 1, 2 of the container.
-    pub(crate) theirs: [OwnedFd; 3],
-    ours: [Option<OwnedFd>; 3],
-}
+/// Our ends of fresh pipes for a restored process's descriptors 0, 1 and 2.
+pub(crate) struct RestoredStdio([Option<OwnedFd>; 3]);
 
 impl RestoredStdio {
-    /// Makes the pipes that `process` asks for, owned by `owner` (uid and gid). With a terminal there are none: CRIU
-    /// makes it anew and hands over its master.
+    /// Makes the pipes that `process` asks for, owned by `owner` (uid and gid); gives the container's ends beside ours,
+    /// `/dev/null` for what is not wanted. With a terminal there are none: CRIU makes it anew and hands over its master.
     ///
     /// # Errors
     /// When pipes cannot be made; when output is to go elsewhere than to fifos, as no pod asks.
-    pub(crate) fn new(process: &Process, owner: (u32, u32)) -> Result<Self, TaskError> {
+    pub(crate) fn new(process: &Process, owner: (u32, u32)) -> Result<(Self, [OwnedFd; 3]), TaskError> {
         let stdio = &process.stdio;
         if process.log != Log::Fifos {
             let restored = "the output of a restored container can only go to containerd's fifos";
@@ -166,20 +162,20 @@ impl RestoredStdio {
         let (stdin_theirs, stdin_ours) = piped(&stdio.stdin, true)?;
         let (stdout_theirs, stdout_ours) = piped(&stdio.stdout, false)?;
         let (stderr_theirs, stderr_ours) = piped(&stdio.stderr, false)?;
-        Ok(Self {
-            theirs: [stdin_theirs, stdout_theirs, stderr_theirs],
-            ours: [stdin_ours, stdout_ours, stderr_ours],
-        })
+        let ours = Self([stdin_ours, stdout_ours, stderr_ours]);
+        Ok((ours, [stdin_theirs, stdout_theirs, stderr_theirs]))
     }
 
-    /// Starts the copies and gives back the container's ends.
+    /// Starts the copies, once the process runs: the end of a copy closes the fifo, and with it the log of the program
+    /// that starts where a restore has failed.
     ///
     /// # Errors
     /// When containerd's fifos cannot be opened.
-    pub(crate) fn attach(self, stdio: &Stdio, io: &IoTasks) -> Result<[OwnedFd; 3], TaskError> {
+    pub(crate) fn attach(self, process: &Process) -> Result<(), TaskError> {
+        let (stdio, io) = (&process.stdio, process.io());
         let failed = |e| TaskError::shim("open containerd's stdio fifos", e);
         let watched = |e| TaskError::Io { what: "watch a stdio pipe".into(), source: e };
-        let [stdin, stdout, stderr] = self.ours;
+        let [stdin, stdout, stderr] = self.0;
         if let Some(to) = stdin {
             io.copy_from_fifo(&stdio.stdin, pipe::Sender::from_owned_fd(to).map_err(watched)?)
                 .map_err(failed)?;
@@ -190,7 +186,7 @@ impl RestoredStdio {
                     .map_err(failed)?;
             }
         }
-        Ok(self.theirs)
+        Ok(())
     }
 }
 

@@ -12,9 +12,10 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use thaw_tests::harness::parity::{Case, EVERY, FOREVER, Kind, STARTED, hold};
-use thaw_tests::harness::{HarnessError, Tested};
+use thaw_tests::harness::{HarnessError, Tested, process};
 use thaw_tests::kubelet::state::PodState;
 
 /// What containerd tells from now on.
@@ -24,6 +25,7 @@ struct Told {
 }
 
 impl Told {
+    /// Returns when it is told of what happens: `ctr` subscribes a moment after it has started.
     fn listen() -> Self {
         let mut command = Command::new("ctr");
         command.args(["--namespace", "k8s.io", "events"]).stdout(Stdio::piped());
@@ -31,20 +33,41 @@ impl Told {
         let output = BufReader::new(child.stdout.take().unwrap());
         let (send, lines) = channel();
         std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-        // It subscribes a moment after it has started.
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        let hears = || {
+            for verb in ["create", "remove"] {
+                process::output("ctr", &["namespaces", verb, "listening"]).unwrap();
+            }
+            lines.recv_timeout(Duration::from_millis(100)).is_ok()
+        };
+        assert!((0..100).any(|_| hears()), "ctr events tells nothing");
         Self { child, lines }
     }
 
-    /// What was told of the tasks of a pod's container `name`, until the last of `kind`.
-    fn of(mut self, state: &PodState, name: &str) -> Result<Vec<String>, HarnessError> {
-        std::thread::sleep(std::time::Duration::from_millis(1000));
+    /// What was told of the tasks of a pod's container `name` until that `is_all`, and what more came at once.
+    fn of(
+        mut self,
+        state: &PodState,
+        name: &str,
+        is_all: impl Fn(&[String]) -> bool,
+    ) -> Result<Vec<String>, HarnessError> {
+        let id = &state.container(name)?.id;
+        let mut told = Vec::new();
+        loop {
+            let patience = if is_all(&told) { Duration::from_millis(200) } else { Duration::from_secs(60) };
+            let Ok(line) = self.lines.recv_timeout(patience) else { break };
+            if line.contains("/tasks/") && line.contains(id.as_str()) {
+                told.push(tell(&line));
+            }
+        }
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        let id = &state.container(name)?.id;
-        let tasks = self.lines.iter().filter(|line| line.contains("/tasks/") && line.contains(id.as_str()));
-        Ok(tasks.map(|line| tell(&line)).collect())
+        Ok(told)
     }
+}
+
+/// Nothing more is told of a container.
+fn deleted(told: &[String]) -> bool {
+    told.last().is_some_and(|last| last == "delete")
 }
 
 /// One line of `ctr events` as a word: the topic, and for an exit whose and how.
@@ -77,7 +100,7 @@ async fn the_life_of_a_container_is_told_in_order() -> Tested {
         case.ctr(&["task", "pause", &id])?;
         case.ctr(&["task", "resume", &id])?;
         end(&case, &state).await?;
-        let told = told.of(&state, "")?;
+        let told = told.of(&state, "", deleted)?;
         assert_eq!(
             told,
             [
@@ -107,7 +130,7 @@ async fn the_start_is_told_before_the_end_of_a_program_that_ends_at_once() -> Te
             let state = case.node.kubelet.run(pod.under(handler)).await?;
             case.ended(&state, "").await?;
             case.node.kubelet.stop(&state, Some(0)).await?;
-            assert_eq!(told.of(&state, "")?, ["create", "start", "exit 1", "delete"]);
+            assert_eq!(told.of(&state, "", deleted)?, ["create", "start", "exit 1", "delete"]);
         }
         Ok(())
     })
@@ -122,7 +145,7 @@ async fn the_start_is_told_before_the_end_of_a_command_that_ends_at_once() -> Te
         for _ in 0..10 {
             case.exec(&state, "", "exit 1").await?;
         }
-        let told = told.of(&state, "")?;
+        let told = told.of(&state, "", |told| told.len() >= 30)?;
         let once = ["exec-added", "exec-started", "exit of a command 1"].map(str::to_owned);
         assert_eq!(told, vec![once; 10].concat());
         Ok(())
@@ -137,7 +160,7 @@ async fn a_kill_for_memory_is_told_before_the_end() -> Tested {
         let told = Told::listen();
         let output = case.exec(&state, "", "x=x; while :; do x=$x$x; done").await?;
         assert_eq!(output.exit_code, 137);
-        let told = told.of(&state, "")?;
+        let told = told.of(&state, "", |told| told.iter().any(|word| word == "oom"))?;
         assert!(told.contains(&"oom".to_owned()), "{told:?}");
         Ok(())
     })

@@ -14,7 +14,7 @@ use std::os::unix::fs::symlink;
 use thaw_tests::harness::counter::{self, PORT};
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::thaw::{Imported, STORE};
-use thaw_tests::harness::{HarnessError, Need, Node, Tested, archive};
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, archive, until};
 use thaw_tests::kubelet::pod_spec::Pod;
 
 const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
@@ -163,6 +163,8 @@ async fn when_criu_fails_the_container_starts_afresh_where_the_pod_says_so() -> 
     let pod = node.counter_pod("after", 4)?.annotated(RESTORE, &imported.reference());
     let state = node.run(pod.annotated("thaw.dev/if-failed", "start")).await?;
     assert!(counter::verify(&state, PORT).await?.crc_ok);
+    until("what the fresh program writes in the log", async || Ok(node.kubelet.logs(&state, "")?.pop()))
+        .await?;
     node.remove(&state).await?;
     node.leave().await
 }

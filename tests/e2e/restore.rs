@@ -11,7 +11,7 @@
 use thaw_tests::harness::counter::{self, PORT};
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::thaw::Imported;
-use thaw_tests::harness::{Need, Node, Tested, archive};
+use thaw_tests::harness::{Need, Node, Tested, archive, until};
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::probe::Health;
 use thaw_tests::kubelet::state::PodState;
@@ -76,8 +76,8 @@ async fn what_it_writes_reaches_the_new_pods_log() -> Tested {
 
     let new =
         node.run_counter(node.counter_pod("after", 1)?.annotated(RESTORE, &imported.reference())).await?;
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    assert!(last_logged_count(&node, &new)? > count);
+    until("a higher count in the log", async || Ok((last_logged_count(&node, &new)? > count).then_some(())))
+        .await?;
     node.remove(&new).await?;
     node.leave().await
 }

@@ -13,9 +13,10 @@ use std::path::Path;
 
 use thaw_tests::harness::counter::{self, PORT};
 use thaw_tests::harness::pods::RESTORE;
-use thaw_tests::harness::{HarnessError, Need, Node, Tested, process};
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, process, until};
 use thaw_tests::kubelet::cgroup;
 use thaw_tests::kubelet::cri::api::{LinuxContainerResources, UpdateContainerResourcesRequest};
+use thaw_tests::kubelet::logs::LogLine;
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::state::PodState;
 
@@ -291,9 +292,12 @@ async fn a_program_with_a_terminal_goes_on() -> Tested {
         node.shell_pod(name, script).map(|pod| pod.with_containers(|container| container.tty = true))
     };
     let pair = pair(&node, terminal).await?;
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    let lines = node.kubelet.logs(&pair.restored, "")?;
-    assert!(lines.iter().any(|line| line.text.starts_with("count ")), "{lines:?}");
+    let counted = |line: &LogLine| line.text.starts_with("count ");
+    let lines = until("a count in the log", async || {
+        let lines = node.kubelet.logs(&pair.restored, "")?;
+        Ok(lines.iter().any(counted).then_some(lines))
+    })
+    .await?;
     assert!(lines.iter().all(|line| line.text.trim_end() != "count 1"), "it began again: {lines:?}");
     pair.remove(&node).await?;
     node.leave().await

@@ -21,10 +21,12 @@ pub mod process_state;
 pub mod rows;
 pub mod shim;
 pub mod thaw;
+pub mod until;
 
 pub use self::error::HarnessError;
 pub use self::needs::Need;
 pub use self::node::Node;
+pub use self::until::until;
 
 /// What a test returns.
 pub type Tested = Result<(), HarnessError>;

@@ -7,10 +7,9 @@
 
 use std::fmt::{self, Debug};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use super::pods::{HANDLER, RESTORE};
-use super::{HarnessError, Need, Node, Tested, process};
+use super::{HarnessError, Need, Node, Tested, process, until};
 use crate::kubelet::cri::api::ContainerState;
 use crate::kubelet::error::KubeletError;
 use crate::kubelet::exec::Output;
@@ -25,8 +24,6 @@ pub const FOREVER: &str = "while :; do sleep 0.2; done";
 
 /// What a program prints when there is something to freeze.
 const READY: &str = "ready";
-/// How long a program may take to say so, and anything else that is waited for.
-const SOON: Duration = Duration::from_secs(60);
 
 /// How a container came to life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,25 +254,16 @@ spec:
         self.until(&format!("{text:?} in the log of {container}"), async || Ok(said())).await
     }
 
-    /// Asks again and again until there is an answer.
+    /// [`until`], for a row.
     ///
     /// # Errors
-    /// When there is none within a minute, with `what` was waited for.
+    /// When there is no answer within a minute, with `what` was waited for.
     pub async fn until<T>(
         &self,
         what: &str,
         ask: impl AsyncFn() -> Result<Option<T>, HarnessError>,
     ) -> Result<T, HarnessError> {
-        let began = Instant::now();
-        loop {
-            if let Some(answer) = ask().await? {
-                return Ok(answer);
-            }
-            if began.elapsed() > SOON {
-                return Err(HarnessError::answer(self.kind.to_string(), format!("nothing: {what}")));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        until(&format!("{}: {what}", self.kind), ask).await
     }
 
     /// Runs a shell's `script` in the only container; what it wrote to both streams.
