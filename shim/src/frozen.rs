@@ -30,11 +30,11 @@ pub(crate) struct Images {
 
 impl Images {
     /// Lets go of what only the plan needed: the source lives as long as the container. Where /dev is and what lies in
-    /// it says which nodes are to be replaced.
+    /// it says which nodes are to be replaced; in mounts from outside files are looked for again at the start.
     pub(crate) fn forget_judged(&mut self) {
-        self.frozen
-            .mounts
-            .retain(|mount| mount.mountpoint == "/dev" || mount.mountpoint.starts_with("/dev/"));
+        self.frozen.mounts.retain(|mount| {
+            mount.ext_key.is_some() || mount.mountpoint == "/dev" || mount.mountpoint.starts_with("/dev/")
+        });
         self.frozen.mounts.shrink_to_fit();
         self.frozen.threads = Vec::new();
     }

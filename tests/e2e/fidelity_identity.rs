@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Files that a frozen program had open in volumes, and that are others in the new pod.
+//! What a restored program sees of the pod that it is in now, by name and in the files that it had open.
 
 #![allow(
     clippy::tests_outside_test_module,
@@ -10,11 +10,14 @@
 
 use std::path::Path;
 
+use thaw_tests::harness::checks::{self, Checks};
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::{HarnessError, Need, Node, Tested};
 use thaw_tests::kubelet::pod_spec::Pod;
+use thaw_tests::kubelet::state::PodState;
 
 const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// A pod that keeps these files open, and one of a ConfigMap mounted as a whole and by `subPath`; `host` is a folder of
 /// the node.
@@ -34,12 +37,62 @@ fn pod(node: &Node, name: &str, host: &Path, files: &[&str]) -> Result<Pod, Harn
     Ok(pod)
 }
 
+/// What the program in a pod sees.
+async fn sees(node: &Node, state: &PodState) -> Result<Checks, HarnessError> {
+    checks::ask(node, state, "identity.py", "all").await
+}
+
 /// A ConfigMap `app` with this value of `key`.
 fn config_map(node: &mut Node, folder: &Path, value: &str) {
     let app = folder.join("configmap/app");
     std::fs::create_dir_all(&app).unwrap();
     std::fs::write(app.join("key"), value).unwrap();
     node.kubelet.settings.config_dir = Some(folder.to_owned());
+}
+
+#[tokio::test]
+async fn a_restored_program_finds_what_is_the_new_pods() -> Tested {
+    let Some(mut node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let (config, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/var/tmp").unwrap());
+    config_map(&mut node, config.path(), "old");
+    let files = [
+        TOKEN,
+        "/conf/key",
+        "/part/key",
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/etc/hostname",
+        "/dev/termination-log",
+    ];
+    let of = |node: &Node, name: &str| {
+        let pod = pod(node, name, host.path(), &files)?;
+        Ok::<_, HarnessError>(pod.with_containers(|container| container.set_env("LOG", "/host/log")))
+    };
+    let old = node.run_checked(of(&node, "before")?).await?;
+    let imported = node.freeze_into_store(&old).await?;
+    // It goes on, and its log grows.
+    let then = sees(&node, &old).await?.0;
+    assert_eq!((then["/conf/key"].as_str(), then["hostname"].as_str()), ("old", "before"));
+    node.remove(&old).await?;
+
+    config_map(&mut node, config.path(), "a new and longer value");
+    let new = node.run(of(&node, "after")?.annotated(RESTORE, &imported.reference())).await?;
+    let now = sees(&node, &new).await?.0;
+    for key in ["/conf/key", "/part/key"] {
+        assert_eq!(now[key], "a new and longer value", "{key}");
+    }
+    assert_eq!(now["hostname"], "after");
+    assert!(now[TOKEN].len() > 1000 && now[TOKEN] != then[TOKEN], "{now:?}");
+    for file in ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"] {
+        assert_eq!(now[file], now[&format!("by name {file}")], "the open {file} is the pod's");
+    }
+    assert!(now["/etc/hosts"].contains(&new.ip) && !now["/etc/hosts"].contains(&old.ip), "{now:?}");
+    assert!(now["/etc/hostname"].contains("after"), "{now:?}");
+    let log = std::fs::read_to_string(host.path().join("log")).unwrap();
+    assert_eq!(log, "first\nmore\nmore\n", "the log goes on at its end");
+    node.remove(&new).await?;
+    drop((config, host));
+    node.leave().await
 }
 
 #[tokio::test]
