@@ -28,7 +28,7 @@ fn settings(state: &PodState) -> Result<BTreeMap<String, String>, HarnessError> 
     let id = &state.container("")?.id;
     let mut found = BTreeMap::new();
     for hierarchy in cgroup::hierarchies()? {
-        let dir = hierarchy.join(state.cgroup.trim_start_matches('/')).join(id);
+        let dir = hierarchy.join(cgroup::of_container(&state.cgroup, id).trim_start_matches('/'));
         for name in [
             "memory.limit_in_bytes",
             "memory.memsw.limit_in_bytes",
@@ -301,7 +301,7 @@ async fn its_cgroups_are_gone_when_it_is_removed() -> Tested {
         let (id, pid) = (state.container("")?.id.clone(), case.pid(&state, "").await?);
         let dirs: Vec<_> = cgroup::hierarchies()?
             .into_iter()
-            .map(|hierarchy| hierarchy.join(state.cgroup.trim_start_matches('/')).join(&id))
+            .map(|hierarchy| hierarchy.join(cgroup::of_container(&state.cgroup, &id).trim_start_matches('/')))
             .filter(|dir| dir.exists())
             .collect();
         assert!(!dirs.is_empty());

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::{HarnessError, Node};
+use crate::kubelet::patience::patient;
 use crate::kubelet::pod_spec::Pod;
 use crate::kubelet::state::PodState;
 
@@ -56,7 +57,7 @@ impl Node {
             if lines.iter().any(|line| line.text == "ready") {
                 return Ok(state);
             }
-            if began.elapsed() > READY {
+            if began.elapsed() > patient(READY) {
                 return Err(HarnessError::answer("the workload", format!("{lines:?}")));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

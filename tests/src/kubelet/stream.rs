@@ -14,6 +14,8 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::patience::patient;
+
 /// The process's input.
 pub const STDIN: u8 = 0;
 /// The process's output.
@@ -120,7 +122,7 @@ impl Streams {
 
     /// Takes what comes next; whether there was anything.
     async fn listen(&mut self) -> Result<bool, StreamError> {
-        let next = tokio::time::timeout(SILENCE, self.socket.next()).await;
+        let next = tokio::time::timeout(patient(SILENCE), self.socket.next()).await;
         match next.map_err(|_| StreamError::Silent(self.heard(STDOUT)))? {
             Some(Ok(Message::Binary(data))) => {
                 if let Some((channel, data)) = data.split_first() {
