@@ -26,7 +26,7 @@ use crate::container::Container;
 use crate::create::blocking;
 use crate::error::{TaskError, full};
 use crate::figures;
-use crate::freezer::{Thawed, has_stopped_process};
+use crate::freezer::{Freezer, FreezerError, Thawed};
 use crate::network::interfaces;
 use crate::pod::Pod;
 use crate::reaper::Exits;
@@ -140,8 +140,7 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
             .map_err(|e| failed("looking for inotify watches")(full(&e)))?
             .unwrap_or_default();
     }
-    let thawed = thawed_for_stopped(&mut options.freeze_cgroup)
-        .map_err(|e| failed("looking at its freezer")(full(&e)))?;
+    let thawed = settle(&mut options.freeze_cgroup).map_err(|e| failed("stopping it")(full(&e)))?;
     let binds = bind_mountpoints(&container.spec, &container.bundle.join("rootfs"))
         .map_err(|e| failed("finding its mounts")(full(&e)))?;
     options.ext_mounts = external_mounts(&container.spec, &binds, &mounts.0);
@@ -187,17 +186,16 @@ fn write_gpus(container: &Container, images: &Path) -> std::io::Result<()> {
     std::fs::write(images.join(gpu::FILE), serde_json::to_vec(&gpus)?)
 }
 
-/// Thaws a container with a stopped process, which CRIU then stops without the `freezer`.
-fn thawed_for_stopped(freezer: &mut Option<PathBuf>) -> std::io::Result<Option<Thawed>> {
-    let Some(cgroup) = freezer.take_if(|cgroup| cgroup.join("freezer.state").exists()) else {
-        return Ok(None);
-    };
-    // In a frozen cgroup all processes look alike.
-    let thawed = Thawed::from_frozen(&cgroup)?;
-    if has_stopped_process(&cgroup)? {
-        return Ok(thawed);
+/// Lets a container come to where CRIU can stop it: by the freezer's `cgroup`, or, where that is taken away, one process
+/// after the other.
+fn settle(cgroup: &mut Option<PathBuf>) -> Result<Option<Thawed>, FreezerError> {
+    let Some(path) = cgroup.take() else { return Ok(None) };
+    let freezer = Freezer::of(&path);
+    if let Some(stopped) = freezer.with_stopped().map_err(|e| FreezerError::Io(path.clone(), e))? {
+        return Ok(stopped);
     }
-    *freezer = Some(cgroup);
+    freezer.past_vfork()?;
+    *cgroup = Some(path);
     Ok(None)
 }
 

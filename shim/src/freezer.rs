@@ -1,58 +1,168 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A cgroup v1 freezer around a dump. CRIU attaches to each process by ptrace; a process that was stopped by a signal
-//! must run a few instructions for that, and in a frozen cgroup v1 it cannot: CRIU would wait for ever, unkillable.
-//! So a container with a stopped process is dumped thawed, CRIU stopping one process after the other, and is frozen
-//! again before CRIU lets go of it.
+//! The freezer around a dump, of either cgroup version.
+//!
+//! CRIU attaches to each process by ptrace; there are two moments in which a process cannot answer, and CRIU would wait
+//! for ever, unkillable:
+//! - one that was stopped by a signal must run a few instructions, which it cannot in a frozen cgroup v1. So a container
+//!   with a stopped process is dumped thawed, CRIU stopping one process after the other, and is frozen again before CRIU
+//!   lets go of it;
+//! - one that waits for the child of its vfork to call exec goes on only when that child does. So a frozen container is
+//!   let go on until nobody waits.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use procfs::process::{ProcState, Process};
 
-/// What a file `freezer.state` holds. Source: Linux Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst.
-const FROZEN: &str = "FROZEN";
-const THAWED: &str = "THAWED";
+use crate::vfork;
 
-/// A frozen cgroup that was thawed for a dump; frozen again on drop.
-#[derive(Debug)]
-pub(crate) struct Thawed(PathBuf);
+/// How long a cgroup may take to be frozen.
+const FREEZING: Duration = Duration::from_secs(1);
+/// How long a child may take from vfork to exec; on a busy machine they are milliseconds.
+const VFORKING: Duration = Duration::from_secs(5);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(1);
 
-impl Thawed {
-    /// Thaws `cgroup` (of the hierarchy `freezer`) if it is frozen; `None` where it is not.
-    pub(crate) fn from_frozen(cgroup: &Path) -> std::io::Result<Option<Self>> {
-        let state = cgroup.join("freezer.state");
-        if std::fs::read_to_string(&state)?.trim() == THAWED {
+/// Why a container cannot be let go on until it can be frozen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FreezerError {
+    /// The cgroup's files.
+    #[error("cannot use the freezer of {}", .0.display())]
+    Io(PathBuf, #[source] io::Error),
+    /// A child of vfork that neither calls exec nor ends.
+    #[error(
+        "process {pid} ({}) has waited for {} s for a child that it started by vfork to call exec or to end; a process \
+         that waits so cannot be frozen: freeze the container when that child has got on",
+        comm.escape_debug(), VFORKING.as_secs()
+    )]
+    Vfork {
+        /// Who waits.
+        pid: i32,
+        /// Its name.
+        comm: String,
+    },
+}
+
+/// The freezer of a cgroup.
+#[derive(Debug, Clone)]
+pub(crate) struct Freezer {
+    cgroup: PathBuf,
+    version: Version,
+}
+
+/// Source: Linux Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst ("cgroup.freeze").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+impl Freezer {
+    /// Of a `cgroup` of version 2, or of the hierarchy `freezer`.
+    pub(crate) fn of(cgroup: &Path) -> Self {
+        let version = if cgroup.join("freezer.state").exists() { Version::V1 } else { Version::V2 };
+        Self { cgroup: cgroup.to_owned(), version }
+    }
+
+    /// Whether all of it is frozen.
+    fn is_frozen(&self) -> io::Result<bool> {
+        let read = |file: &str| std::fs::read_to_string(self.cgroup.join(file));
+        Ok(match self.version {
+            Version::V1 => read("freezer.state")?.trim() == "FROZEN",
+            Version::V2 => read("cgroup.events")?.lines().any(|line| line == "frozen 1"),
+        })
+    }
+
+    /// Freezes it and waits for that.
+    fn freeze(&self) -> io::Result<()> {
+        let began = Instant::now();
+        // One that forks meanwhile is frozen at a later attempt of the kernel; in version 1 a read makes it.
+        loop {
+            self.write("FROZEN", "1")?;
+            if self.is_frozen()? {
+                return Ok(());
+            }
+            if began.elapsed() > FREEZING {
+                log::warn!("{} takes long to freeze", self.cgroup.display());
+                return Ok(());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        self.write("THAWED", "0")
+    }
+
+    fn write(&self, v1: &str, v2: &str) -> io::Result<()> {
+        match self.version {
+            Version::V1 => std::fs::write(self.cgroup.join("freezer.state"), v1),
+            Version::V2 => std::fs::write(self.cgroup.join("cgroup.freeze"), v2),
+        }
+    }
+
+    /// Whether a process was stopped by a signal, in a cgroup of version 1, which is thawed then if it was frozen.
+    pub(crate) fn with_stopped(&self) -> io::Result<Option<Option<Thawed>>> {
+        if self.version == Version::V2 {
             return Ok(None);
         }
-        std::fs::write(&state, THAWED)?;
-        Ok(Some(Self(state)))
+        // In a frozen cgroup all processes look alike.
+        let thawed = self.is_frozen()?.then(|| Thawed::of(self)).transpose()?;
+        Ok(has_stopped_process(&self.cgroup)?.then_some(thawed))
+    }
+
+    /// Lets a frozen container go on until none of its processes waits for the child of its vfork. One that is not
+    /// frozen is left alone.
+    ///
+    /// # Errors
+    /// When a child takes too long; the container is frozen then.
+    pub(crate) fn past_vfork(&self) -> Result<(), FreezerError> {
+        let failed = |e| FreezerError::Io(self.cgroup.clone(), e);
+        let began = Instant::now();
+        while self.is_frozen().map_err(failed)? {
+            let Some(vfork::Waiting { pid, comm }) = vfork::find(&self.cgroup).map_err(failed)? else {
+                break;
+            };
+            if began.elapsed() > VFORKING {
+                return Err(FreezerError::Vfork { pid, comm });
+            }
+            let thawed = Thawed::of(self).map_err(failed)?;
+            while began.elapsed() < VFORKING && vfork::find(&self.cgroup).map_err(failed)?.is_some() {
+                std::thread::sleep(PAUSE);
+            }
+            drop(thawed);
+        }
+        Ok(())
+    }
+}
+
+/// A frozen cgroup that was thawed; frozen again on drop.
+#[derive(Debug)]
+pub(crate) struct Thawed(Freezer);
+
+impl Thawed {
+    fn of(freezer: &Freezer) -> io::Result<Self> {
+        freezer.thaw()?;
+        Ok(Self(freezer.clone()))
     }
 
     /// Freezes it again, for what is stopped by CRIU at this moment.
-    pub(crate) fn refreeze(&self) -> std::io::Result<()> {
-        // One that forks meanwhile is frozen at a later attempt of the kernel, which a read makes.
-        for _ in 0..500 {
-            std::fs::write(&self.0, FROZEN)?;
-            if std::fs::read_to_string(&self.0)?.trim() == FROZEN {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        log::warn!("{} takes long to freeze", self.0.display());
-        Ok(())
+    pub(crate) fn refreeze(&self) -> io::Result<()> {
+        self.0.freeze()
     }
 }
 
 impl Drop for Thawed {
     fn drop(&mut self) {
         if let Err(e) = self.refreeze() {
-            log::warn!("cannot freeze {} again: {e}", self.0.display());
+            log::warn!("cannot freeze {} again: {e}", self.0.cgroup.display());
         }
     }
 }
 
 /// Whether a process in `cgroup` was stopped by a signal.
-pub(crate) fn has_stopped_process(cgroup: &Path) -> std::io::Result<bool> {
+fn has_stopped_process(cgroup: &Path) -> std::io::Result<bool> {
     let pids = std::fs::read_to_string(cgroup.join("cgroup.procs"))?;
     let stopped = |pid: i32| {
         let state = Process::new(pid).and_then(|process| process.stat()).and_then(|stat| stat.state());
@@ -62,6 +172,7 @@ pub(crate) fn has_stopped_process(cgroup: &Path) -> std::io::Result<bool> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests own their children")]
 mod tests {
     use super::*;
 
@@ -72,23 +183,35 @@ mod tests {
     }
 
     #[test]
-    fn a_frozen_cgroup_is_thawed_and_frozen_again() {
-        let dir = cgroup("FROZEN\n");
-        let read = || std::fs::read_to_string(dir.path().join("freezer.state")).unwrap();
-        let thawed = Thawed::from_frozen(dir.path()).unwrap().unwrap();
-        assert_eq!(read(), THAWED);
-        drop(thawed);
-        assert_eq!(read(), FROZEN);
+    fn one_without_a_stopped_process_is_as_it_was() {
+        for state in ["FROZEN", "THAWED"] {
+            let dir = cgroup(state);
+            std::fs::write(dir.path().join("cgroup.procs"), "").unwrap();
+            assert!(Freezer::of(dir.path()).with_stopped().unwrap().is_none());
+            assert_eq!(std::fs::read_to_string(dir.path().join("freezer.state")).unwrap(), state);
+        }
     }
 
     #[test]
-    fn one_that_runs_is_left_alone() {
-        assert!(Thawed::from_frozen(cgroup("THAWED\n").path()).unwrap().is_none());
+    fn one_with_a_stopped_process_is_thawed_and_frozen_again() {
+        let dir = cgroup("FROZEN");
+        let read = || std::fs::read_to_string(dir.path().join("freezer.state")).unwrap();
+        let mut stopped = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&stopped);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::UNTRACED).unwrap();
+        std::fs::write(dir.path().join("cgroup.procs"), format!("{}\n", stopped.id())).unwrap();
+        let thawed = Freezer::of(dir.path()).with_stopped().unwrap().unwrap();
+        assert_eq!(read(), "THAWED");
+        drop(thawed);
+        assert_eq!(read(), "FROZEN");
+        stopped.kill().unwrap();
+        stopped.wait().unwrap();
     }
 
     #[test]
     fn a_process_that_runs_is_not_stopped() {
-        let dir = cgroup(THAWED);
+        let dir = cgroup("THAWED");
         std::fs::write(dir.path().join("cgroup.procs"), format!("{}\n", std::process::id())).unwrap();
         assert!(!has_stopped_process(dir.path()).unwrap());
     }

@@ -61,6 +61,7 @@ mod stats_v1;
 mod stdio;
 mod task;
 mod unfreezable;
+mod vfork;
 mod volumes;
 
 /// The name that containerd knows this runtime by in `-info` and in logs.
