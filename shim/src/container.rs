@@ -165,8 +165,8 @@ impl Container {
     }
 
     /// Notes the pager of a restore that holds.
-    pub(crate) fn set_filling(&self, filling: Arc<Filling>) {
-        *self.filling.lock().unwrap_or_else(PoisonError::into_inner) = Some(filling);
+    pub(crate) fn set_filling(&self, filling: Option<Arc<Filling>>) {
+        *self.filling.lock().unwrap_or_else(PoisonError::into_inner) = filling;
     }
 
     /// The pager, also when it has done its work.

@@ -130,10 +130,12 @@ impl Started {
     /// # Errors
     /// When it has died already.
     pub(crate) fn keep(mut self, container: &Container) -> Result<(), Lost> {
+        // First, so that a pager that dies just now finds whom to kill.
+        container.set_filling(Some(self.filling.clone()));
         if let Some(lost) = self.lost() {
+            container.set_filling(None);
             return Err(lost);
         }
-        container.set_filling(self.filling.clone());
         self.kept = true;
         Ok(())
     }
@@ -201,7 +203,7 @@ fn listener(work: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 }
 
 /// The keeper's life.
-fn keep(filling: &Filling, container: &Arc<Container>, pager: &OwnedFd, runtime: &Handle) {
+fn keep(filling: &Arc<Filling>, container: &Arc<Container>, pager: &OwnedFd, runtime: &Handle) {
     let mut held = HashMap::new();
     let mut reason = "the pager, which brings the container's memory, has died".to_owned();
     loop {
@@ -229,23 +231,24 @@ fn keep(filling: &Filling, container: &Arc<Container>, pager: &OwnedFd, runtime:
     }
     filling.memory.send_replace(Memory::Died(reason.clone()));
     if !filling.unwanted.load(Ordering::SeqCst) {
-        runtime.block_on(kill(container, &Lost(reason)));
+        runtime.block_on(kill(filling, container, &Lost(reason)));
     }
     // Only now, when nobody can go on.
     drop(held);
 }
 
-/// Ends a container that cannot go on, and says why where its user looks.
-async fn kill(container: &Container, lost: &Lost) {
-    error!("container {} is killed: {lost}", container.id);
-    // A restore in progress fails, and its guards kill what it has made.
-    container.restoring.kill();
-    let killed = container.init.signal(Signal::KILL).is_ok();
+/// Ends a container that cannot go on, and says why where its user looks. One whose restore fails is not ended by this:
+/// it may start normally.
+async fn kill(filling: &Arc<Filling>, container: &Container, lost: &Lost) {
+    container.restoring.abort();
+    let is_its_own = || container.filling().is_some_and(|its| Arc::ptr_eq(&its, filling));
+    let killed = is_its_own() && container.init.signal(Signal::KILL).is_ok();
     {
         let _verb = container.verb.lock().await;
-        if !killed && container.init.signal(Signal::KILL).is_err() {
+        if !is_its_own() || (!killed && container.init.signal(Signal::KILL).is_err()) {
             return;
         }
+        error!("container {} is killed: {lost}", container.id);
         say(&container.init.stdio.stderr, &container.init.stdio.stdout, lost);
         if let Err(e) = container.oci.kill_all(9).await {
             debug!("nothing left to kill in container {}: {e}", container.id);

@@ -78,6 +78,14 @@ impl Restoring {
             let _ = kill_process(criu, Signal::KILL);
         }
     }
+
+    /// Ends the restore in progress, which fails; the container was not killed, and may start normally.
+    pub(crate) fn abort(&self) {
+        if let Some(criu) = criu_pid(self.0.load(Ordering::SeqCst)) {
+            // Gone already is as good.
+            let _ = kill_process(criu, Signal::KILL);
+        }
+    }
 }
 
 fn criu_pid(value: i32) -> Option<Pid> {

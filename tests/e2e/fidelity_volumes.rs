@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use thaw_tests::harness::checks::{self, Checks};
 use thaw_tests::harness::pods::RESTORE;
-use thaw_tests::harness::{HarnessError, Need, Node, Tested};
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, archive};
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::state::PodState;
 
@@ -85,11 +85,7 @@ async fn a_failed_restore_leaves_nothing_in_the_volumes() -> Tested {
     let imported = node.freeze_into_store(&old).await?;
     node.remove(&old).await?;
     // CRIU finds the damage after the volumes have been filled.
-    let image = imported.dir().join("program/checkpoint/mm-1.img");
-    let mut bytes = std::fs::read(&image).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle..].fill(0xff);
-    std::fs::write(&image, bytes).unwrap();
+    archive::scramble(&imported.dir().join("program/checkpoint/mm-1.img"))?;
     let fallback = named("after")?.annotated(RESTORE, &imported.reference());
     let new = node.run(fallback.annotated("thaw.dev/if-failed", "start")).await?;
     // It sets everything up anew, which fails where anything of the old one is left.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::thaw::Imported;
-use thaw_tests::harness::{HarnessError, Need, Node, Tested, checks, process};
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, archive, checks, process};
 use thaw_tests::kubelet::state::PodState;
 
 const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
@@ -128,6 +128,24 @@ async fn a_pager_that_is_killed_takes_its_container_along_and_the_log_says_why()
     let lines = node.kubelet.logs(&state, "")?;
     let said = lines.iter().find(|line| line.text.starts_with("thaw: the pager"));
     assert!(said.is_some_and(|line| line.text.contains("killed")), "{lines:?}");
+    node.remove(&state).await?;
+    node.leave().await
+}
+
+#[tokio::test]
+async fn a_pager_that_gives_up_during_the_restore_leaves_the_normal_start_alone() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 64).await?;
+    archive::scramble(&from.dir().join("program/checkpoint/mm-1.img"))?;
+    let again = node.workload_pod("again", PROGRAM)?.annotated(RESTORE, &from.reference());
+    let again = again.annotated(MEMORY, "lazy");
+    let said = node.kubelet.run(again.clone()).await.unwrap_err();
+    let said = said.cri_message().unwrap_or_default();
+    assert!(said.contains("the images cannot be read: image mm-1.img is damaged"), "{said}");
+    node.remove(&node.kubelet.find(&node.namespace, "again")?).await?;
+    let state = node.run_checked(again.annotated("thaw.dev/if-failed", "start")).await?;
+    assert!(!was_lazy(&state)? && pagers().is_empty());
+    assert_right(&node, &state).await?;
     node.remove(&state).await?;
     node.leave().await
 }

@@ -38,14 +38,6 @@ async fn refused(node: &Node, pod: Pod, words: &[&str]) -> Tested {
     node.remove(&next).await
 }
 
-/// Writes over the middle of a file without changing its length.
-fn scramble(file: &std::path::Path) {
-    let mut bytes = std::fs::read(file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle..].fill(0xff);
-    std::fs::write(file, bytes).unwrap();
-}
-
 /// What the runtime says when it refuses a pod's container; it must do so at Create.
 async fn error_at_create(node: &Node, pod: Pod) -> String {
     let asked = format!("{:?} {:?}", pod.metadata.annotations, pod.spec.containers[0].security_context);
@@ -142,7 +134,7 @@ async fn a_broken_checkpoint_starts_afresh_where_the_pod_says_so() -> Tested {
 async fn when_criu_fails_nothing_is_left_and_its_own_words_are_told() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
     let imported = counter_checkpoint(&node).await?;
-    scramble(&imported.dir().join("counter/checkpoint/mm-1.img"));
+    archive::scramble(&imported.dir().join("counter/checkpoint/mm-1.img"))?;
     let pod = node.counter_pod("after", 4)?.annotated(RESTORE, &imported.reference());
     let error = node.kubelet.run(pod).await.unwrap_err();
     let message = error.cri_message().unwrap_or_default();
@@ -159,7 +151,7 @@ async fn when_criu_fails_nothing_is_left_and_its_own_words_are_told() -> Tested 
 async fn when_criu_fails_the_container_starts_afresh_where_the_pod_says_so() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
     let imported = counter_checkpoint(&node).await?;
-    scramble(&imported.dir().join("counter/checkpoint/mm-1.img"));
+    archive::scramble(&imported.dir().join("counter/checkpoint/mm-1.img"))?;
     let pod = node.counter_pod("after", 4)?.annotated(RESTORE, &imported.reference());
     let state = node.run(pod.annotated("thaw.dev/if-failed", "start")).await?;
     assert!(counter::verify(&state, PORT).await?.crc_ok);

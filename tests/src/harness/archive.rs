@@ -159,6 +159,18 @@ pub fn halve(path: &Path) -> Result<(), HarnessError> {
     cut(path, length / 2)
 }
 
+/// Overwrites the second half of a file, whose length stays.
+///
+/// # Errors
+/// When there is no such file.
+pub fn scramble(path: &Path) -> Result<(), HarnessError> {
+    let failed = |source| HarnessError::file("scramble", path, source);
+    let mut bytes = fs::read(path).map_err(failed)?;
+    let middle = bytes.len() / 2;
+    bytes.iter_mut().skip(middle).for_each(|byte| *byte = 0xff);
+    fs::write(path, bytes).map_err(failed)
+}
+
 /// Cuts a file to a length in bytes.
 ///
 /// # Errors
