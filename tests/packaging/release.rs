@@ -46,3 +46,43 @@ fn the_notices_of_every_library_are_packed() {
     assert_eq!(libraries, bill["components"].as_array().unwrap().len());
     assert!(notices.contains("Permission is hereby granted") && notices.contains("Apache License"));
 }
+
+/// Every library of the workspace that comes from somewhere, whatever it is for.
+fn libraries() -> Vec<serde_json::Value> {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let arguments = ["metadata", "--format-version", "1", "--locked"];
+    let output = Command::new("cargo").args(arguments).current_dir(tree).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = all["packages"].as_array().unwrap().iter();
+    packages.filter(|package| !package["source"].is_null()).cloned().collect()
+}
+
+/// What cargo-deny checks before a release, by the same list: here for every change.
+#[test]
+fn every_library_has_a_licence_of_the_list_and_comes_from_the_registry() {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let deny: toml::Table = std::fs::read_to_string(tree.join("deny.toml")).unwrap().parse().unwrap();
+    let allowed: Vec<spdx::Licensee> = deny["licenses"]["allow"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|name| spdx::Licensee::parse(name.as_str().unwrap()).unwrap())
+        .collect();
+    let mut faults = Vec::new();
+    let libraries = libraries();
+    for library in &libraries {
+        let name = format!("{} {}", library["name"], library["version"]);
+        let licence = library["license"].as_str().unwrap_or_default();
+        let fits = spdx::Expression::parse_mode(licence, spdx::ParseMode::LAX).is_ok_and(|wanted| {
+            wanted.evaluate(|one| allowed.iter().any(|licensee| licensee.satisfies(one)))
+        });
+        if !fits {
+            faults.push(format!("{name}: {licence:?}"));
+        }
+        if library["source"] != "registry+https://github.com/rust-lang/crates.io-index" {
+            faults.push(format!("{name}: from {}", library["source"]));
+        }
+    }
+    assert!(libraries.len() > 100 && faults.is_empty(), "{faults:#?}");
+}
