@@ -52,8 +52,8 @@ impl fmt::Display for Held {
         let (what, advice) = match self.kind {
             Kind::IoUring => (
                 "an io_uring",
-                "turn it off before the program starts: UV_USE_IO_URING=0 for Node.js, or a seccomp profile that \
-                 answers io_uring_setup with ENOSYS",
+                "turn it off before the program starts: `seccompProfile: {type: RuntimeDefault}` in the pod forbids it, \
+                 and programs do without (for Node.js UV_USE_IO_URING=0 is not enough)",
             ),
             Kind::Userfaultfd => ("a userfaultfd", "freeze the container when the program has closed it"),
             Kind::PerfEvent => ("a perf event", "stop profiling it"),

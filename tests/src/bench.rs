@@ -4,6 +4,7 @@
 //! Here is that of restores. Every one ends with a comparison of all the program's memory with what it was when it was
 //! frozen: a repetition that does not hold is an error, not a number. What a pod's shim costs is in [`shim`].
 
+mod apps;
 mod archive;
 mod bundle;
 mod command;
@@ -33,6 +34,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
+pub use self::apps::{AppsArgs, apps};
 use self::copies::Copies;
 use self::frozen::Frozen;
 use self::heartbeat::Heartbeat;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use thaw_tests::bench::{self, RestoreArgs, ShimArgs};
+use thaw_tests::bench::{self, AppsArgs, RestoreArgs, ShimArgs};
 
 /// Measures on a disposable node; run it with scripts/bench.
 #[derive(Debug, Parser)]
@@ -20,6 +20,8 @@ enum What {
     Restore(RestoreArgs),
     /// What a pod's shim costs, beside the one that ships with containerd.
     Shim(ShimArgs),
+    /// Real programs, started afresh and restored, until the same useful answer.
+    Apps(AppsArgs),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -27,6 +29,7 @@ async fn main() -> ExitCode {
     let measured = match Cli::parse().what {
         What::Restore(args) => bench::restore(args).await,
         What::Shim(args) => bench::shim(args).await,
+        What::Apps(args) => bench::apps(args).await,
     };
     match measured {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,6 +24,8 @@ pub enum Need {
     SysResource,
     /// cgroup v2 alone, where a container gets a cgroup namespace of its own.
     CgroupV2,
+    /// An image of the node's that not every node has.
+    Image(&'static str),
     /// systemd as the init, and the runtime under the systemd cgroup driver.
     SystemdDriver,
 }
@@ -62,6 +64,11 @@ impl Need {
                 Err("root lacks CAP_SYS_RESOURCE here, so CRIU cannot freeze other users' processes"
                     .to_owned())
             }
+            Self::Image(image) => match process::output("ctr", &["-n", "k8s.io", "images", "ls", "-q"]) {
+                Ok(all) if all.lines().any(|name| name == image) => Ok(()),
+                Ok(_) => Err(format!("the node has no image {image}; scripts/test apps makes it")),
+                Err(error) => Err(error.to_string()),
+            },
             Self::SystemdDriver if slice::of_path(&settings.cgroup_parent).is_some() => Ok(()),
             Self::SystemdDriver => Err("cgroups are not systemd's here; scripts/vm test has them so".into()),
             Self::CgroupV2 => match cgroup::hierarchies() {

@@ -21,8 +21,10 @@ const PORT: u16 = 8080;
 const VERIFY: Duration = Duration::from_secs(300);
 /// How long they may take to be set up.
 const SET_UP: Duration = Duration::from_secs(300);
+/// How often to look whether they answer: what is measured is no finer.
+const POLL: Duration = Duration::from_millis(10);
 /// What a row answers when it is as it was.
-const OK: &str = "ok";
+pub(super) const OK: &str = "ok";
 /// How often the pod is frozen and restored.
 const ROUNDS: usize = 2;
 
@@ -162,7 +164,8 @@ spec:
     ))
 }
 
-async fn ask(
+/// What the rows in a pod say, as soon as they answer.
+pub(super) async fn ask(
     state: &PodState,
     path: &str,
     limit: Duration,
@@ -173,7 +176,7 @@ async fn ask(
     loop {
         match http::get(address, path, limit).await {
             Err(GetError::Io { .. }) if began.elapsed() < limit => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(POLL).await;
             }
             answered => {
                 let body = answered?.body;
