@@ -25,6 +25,7 @@ pub mod plan;
 pub mod record;
 pub mod reference;
 pub mod store;
+pub mod trace;
 
 pub use annotation::{Otherwise, PodOptions, RestoreRequest, Scope};
 pub use config::Config;

@@ -26,6 +26,7 @@ mod node;
 mod processes;
 mod rm;
 mod store;
+mod trace;
 
 /// Resume Kubernetes pods from where they were frozen.
 ///
@@ -44,6 +45,7 @@ enum Verb {
     List(list::List),
     Inspect(inspect::Inspect),
     Rm(rm::Rm),
+    Trace(trace::Trace),
     Node(node::Node),
     Completions(completions::Completions),
     Man(man::Man),
@@ -63,6 +65,7 @@ fn run(verb: &Verb) -> Result<(), Box<dyn Error>> {
         Verb::List(list) => list.run(&mut out)?,
         Verb::Inspect(inspect) => inspect.run(&mut out)?,
         Verb::Rm(rm) => rm.run(&mut out)?,
+        Verb::Trace(trace) => trace.run(&mut out)?,
         Verb::Node(node) => node.run(&mut out)?,
         Verb::Completions(completions) => completions.run(&mut out)?,
         Verb::Man(man) => man.run(&mut out)?,

@@ -37,6 +37,7 @@ use crate::rootfs::{Layer, Rootfs};
 use crate::source::{Source, decide, identity};
 use crate::state::State;
 use crate::stdio::Wiring;
+use crate::stopwatch::Stopwatch;
 use crate::volumes::volumes;
 
 /// Creates a container; returns its pid, 0 when it is to be restored.
@@ -165,12 +166,13 @@ pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -
 
 /// Finds the checkpoint that the pod asks for and proves that its restore can hold; `None` starts the image.
 async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, Rootfs)>, TaskError> {
+    let stopwatch = Stopwatch::start("reading the checkpoint");
     let (spec, asker) = (request.spec.clone(), pod.clone());
     let decided = blocking(move || decide(&spec, &asker.bundle, |name| asker.restored_from(name))).await;
     let decided = decided.inspect_err(|e| figures::failed(Verb::Restore, e))?;
     let Some(source) = decided else { return Ok(None) };
     let if_failed = source.if_failed;
-    let planned = plan_restore(pod, request, source).await;
+    let planned = plan_restore(pod, request, source, stopwatch).await;
     match planned.inspect_err(|e| figures::failed(Verb::Restore, e)) {
         Err(e) if if_failed == Otherwise::Start => {
             warn!("the container starts normally, as thaw.dev/if-failed says: {e}");
@@ -184,7 +186,9 @@ async fn plan_restore(
     pod: &Arc<Pod>,
     request: &Request,
     source: Source,
+    stopwatch: Stopwatch,
 ) -> Result<(Prepared, Rootfs), TaskError> {
+    stopwatch.next("mounting the root file system");
     let possible = request.options.can_adopt();
     let possible = possible.and_then(|()| crate::cgroup::can_confine(request.options.systemd_cgroup()));
     possible.map_err(|reasons| TaskError::Refused {
@@ -195,6 +199,7 @@ async fn plan_restore(
     let target = request.bundle.join("rootfs");
     let layer = source.dir.rootfs().map(|path| Layer { path, implied: source.dir.implied_directories() });
     let rootfs = Rootfs::mount(&request.req.rootfs, target, layer).await?;
+    stopwatch.next("planning");
     let (spec, at) = (request.spec.clone(), rootfs.path().to_owned());
     let plan = blocking(move || judge(&spec, &at, &source).map(|plan| (plan, source))).await;
     let (plan, mut source) = plan?;
@@ -205,7 +210,9 @@ async fn plan_restore(
         runtime_root: request.options.root(&request.namespace),
         systemd_cgroup: request.options.systemd_cgroup(),
         filled: pod.filled.clone(),
+        stopwatch,
     };
+    prepared.stopwatch.next("containerd: from Create to Start");
     Ok((prepared, rootfs))
 }
 

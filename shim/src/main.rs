@@ -59,6 +59,7 @@ mod state;
 mod stats;
 mod stats_v1;
 mod stdio;
+mod stopwatch;
 mod task;
 mod unfreezable;
 mod vfork;

@@ -35,6 +35,7 @@ use crate::reopen::reopen;
 use crate::rewrite::{Workspace, rewrite};
 use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
+use crate::stopwatch::Stopwatch;
 use crate::volumes::{Filled, FilledFrom};
 use crate::{adopt, figures, limits, mountpoints, nodes};
 
@@ -105,6 +106,8 @@ pub(crate) struct Prepared {
     pub(crate) systemd_cgroup: bool,
     /// Which of the pod's volumes hold what checkpoint.
     pub(crate) filled: FilledFrom,
+    /// Where the time goes.
+    pub(crate) stopwatch: Stopwatch,
 }
 
 impl Prepared {
@@ -131,6 +134,7 @@ impl Prepared {
 /// # Errors
 /// [`TaskError::Restore`]; nothing is left then.
 pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<i32, TaskError> {
+    prepared.stopwatch.next("making pipes");
     let (stdio, theirs) = RestoredStdio::new(&container.init, container.io_owner)?;
     let criu_exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let job = {
@@ -143,8 +147,10 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
     container.restoring.end();
     let Resumed { pid, criu, terminal } =
         done.map_err(|e| TaskError::Io { what: "run the restore".into(), source: e.into() })??;
+    prepared.stopwatch.next("CRIU: leaving");
     // CRIU shares the container's cgroup until it has gone.
     criu_exits.of(criu).await;
+    prepared.stopwatch.next("connecting the streams");
     let attached = match terminal {
         Some(master) => attach_terminal(master, &container.init).await,
         None => stdio.attach(&container.init),
@@ -172,15 +178,19 @@ struct Resumed {
 /// The blocking part.
 fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<Resumed, TaskError> {
     let started = Instant::now();
-    let Prepared { source, plan, .. } = prepared;
+    let Prepared { source, plan, stopwatch, .. } = prepared;
+    stopwatch.next("editing images");
     let descriptors = stdio.each_ref().map(describe);
     let workspace = Workspace::create(&container.bundle)?;
     let images_dir = private_images(container, prepared, &workspace)?;
+    stopwatch.next("making mount points and device nodes");
     let rootfs = container.bundle.join("rootfs");
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
     nodes::create(&rootfs, &plan.devices).map_err(prepared.failed("making the device nodes"))?;
 
+    stopwatch.next("filling volumes");
     let filled = fill_volumes(prepared)?;
+    stopwatch.next("starting CRIU");
     let mut swrk = Swrk::new(&source.criu);
     let pager = start_pager(container, source, &images_dir, &workspace)?;
     let mut options = RestoreOptions::new(images_dir, workspace.open()?);
@@ -200,11 +210,15 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     let criu = session.pid();
     let cgroups = crate::cgroup::paths(criu)?;
     let prepared_in = started.elapsed();
+    stopwatch.next("CRIU: reading the images");
 
     let (mut terminal, mut init) = (None, None);
     let restored = session
         .restore(&options, DEADLINE, &mut |event: Event| {
             log::debug!("CRIU: {}", event.script());
+            if let Some(step) = step_after(&event) {
+                stopwatch.next(step);
+            }
             if let Event::PostRestore { pid } = event {
                 init = Some(pid);
             }
@@ -221,6 +235,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
             workspace.sweep();
             prepared.blame(pager.as_ref(), "CRIU")(e)
         })?;
+    stopwatch.next("making it known to the OCI runtime");
     let adopted = adopt::Adopted {
         id: &container.id,
         bundle: &container.bundle,
@@ -252,6 +267,27 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
         "restored"
     );
     Ok(Resumed { pid: restored.pid, criu, terminal })
+}
+
+/// What CRIU does from this point on.
+fn step_after(event: &Event) -> Option<&'static str> {
+    match event {
+        Event::SetupNamespaces { .. } => Some("CRIU: mounts"),
+        Event::PostSetupNamespaces => Some("CRIU: processes, memory and files"),
+        Event::PostRestore { .. } => Some("CRIU: timers, locks, network"),
+        Event::PreResume => Some("CRIU: letting processes go"),
+        Event::PostResume => Some("CRIU: answering"),
+        Event::PreDump
+        | Event::QueryExtFiles
+        | Event::NetworkLock
+        | Event::PostDump
+        | Event::NetworkUnlock
+        | Event::StatusReady
+        | Event::PreStream
+        | Event::PreRestore
+        | Event::OrphanPtsMaster(_)
+        | Event::Unknown(_) => None,
+    }
 }
 
 /// The pager, where memory is to follow.

@@ -60,9 +60,12 @@ impl Source {
 
 /// The new pod's side of a restore.
 pub(crate) struct Identity<'a> {
-    container: &'a str,
-    namespace: &'a str,
-    pod: &'a str,
+    /// Its name in the pod.
+    pub(crate) container: &'a str,
+    /// Kubernetes namespace.
+    pub(crate) namespace: &'a str,
+    /// The pod's name.
+    pub(crate) pod: &'a str,
     /// The image that the new spec names.
     pub(crate) image: &'a str,
 }

@@ -44,6 +44,9 @@ pub(crate) async fn start(pod: &Arc<Pod>, container: &Arc<Container>) -> Result<
     }
     oom::watch(pod, container);
     pod.events.started(container).await;
+    if let Some(prepared) = container.restored() {
+        prepared.stopwatch.leave(container, prepared.source.name());
+    }
     Ok(pid)
 }
 
@@ -56,6 +59,7 @@ async fn resume(
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     match restore(container, prepared).await {
         Ok(pid) => {
+            prepared.stopwatch.next("taking over");
             container.init.set_pid(pid);
             pod.set_restored_from(&prepared.source.container, &prepared.source.name());
             watch(pod, container, exits, pid);

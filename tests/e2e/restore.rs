@@ -11,7 +11,7 @@
 use thaw_tests::harness::counter::{self, PORT};
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::thaw::Imported;
-use thaw_tests::harness::{Need, Node, Tested, archive, until};
+use thaw_tests::harness::{Need, Node, Tested, archive, process, until};
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::probe::Health;
 use thaw_tests::kubelet::state::PodState;
@@ -96,6 +96,34 @@ async fn a_command_can_be_run_in_it_and_its_use_is_counted() -> Tested {
     let stats = node.kubelet.cri.container_stats(request).await.unwrap().stats.unwrap();
     let memory = stats.memory.unwrap().working_set_bytes.unwrap().value;
     assert!(memory > 64 << 20, "the restored memory is charged to the new container: {memory} bytes");
+    node.remove(&new).await?;
+    node.leave().await
+}
+
+#[tokio::test]
+async fn every_moment_of_its_restore_is_in_its_trace() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let imported = frozen(&node, node.counter_pod("before", 64)?).await?;
+    let none = process::output("thaw", &["trace", "before"]).unwrap_err();
+    assert!(format!("{none:?}").contains("no container of pod before on this node was restored"), "{none:?}");
+    let new =
+        node.run_counter(node.counter_pod("after", 64)?.annotated(RESTORE, &imported.reference())).await?;
+    let json = process::output("thaw", &["trace", "--json", "after"])?;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json[0]["namespace"], &json[0]["container"]),
+        (&node.namespace.clone().into(), &"counter".into())
+    );
+    let steps = json[0]["steps"].as_array().unwrap();
+    let number = |step: &serde_json::Value, key: &str| step[key].as_u64().unwrap();
+    for pair in steps.windows(2) {
+        let end = number(&pair[0], "begin_us") + number(&pair[0], "took_us");
+        assert!(number(&pair[1], "begin_us").abs_diff(end) <= 1, "time is missing: {pair:?}");
+    }
+    let names: Vec<&str> = steps.iter().map(|step| step["name"].as_str().unwrap()).collect();
+    assert_eq!(names.first(), Some(&"reading the checkpoint"));
+    assert!(names.contains(&"CRIU: processes, memory and files"), "{names:?}");
+    assert_eq!(names.last(), Some(&"taking over"));
     node.remove(&new).await?;
     node.leave().await
 }
