@@ -14,7 +14,8 @@ use crate::filling::Filling;
 use crate::oci::Oci;
 use crate::oom::Kills;
 use crate::process::Process;
-use crate::restore::{Prepared, Restoring};
+use crate::restore::Prepared;
+use crate::restoring::Restoring;
 use crate::rootfs::Rootfs;
 
 /// A container of this pod.

@@ -48,6 +48,7 @@ mod process;
 mod reaper;
 mod reopen;
 mod restore;
+mod restoring;
 mod rewrite;
 mod rootfs;
 mod service;

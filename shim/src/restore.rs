@@ -10,11 +10,11 @@
 //!
 //! CRIU clones the init as its sibling, so the restored init is this process's own child.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use ::checkpoint::plan::Plan;
@@ -22,7 +22,6 @@ use ::checkpoint::record::Verb;
 use criu_rpc::{Event, ManageCgroups, Namespace, RestoreOptions, Swrk, Tcp};
 use log::info;
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::runtime::Handle;
 
@@ -41,57 +40,6 @@ use crate::{adopt, figures, limits, mountpoints, nodes};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
-
-/// The CRIU of a restore in progress, so that a kill can end it.
-#[derive(Debug, Default)]
-pub(crate) struct Restoring(AtomicI32);
-
-/// In [`Restoring`]: the container was killed. Other values are CRIU's pid, or 0 for none.
-const KILLED: i32 = -1;
-
-/// The container was killed before its restore had begun.
-#[derive(Debug, thiserror::Error)]
-#[error("the container was killed")]
-pub(crate) struct Killed;
-
-impl Restoring {
-    /// Notes CRIU's pid; the process waits to be placed.
-    fn begin(&self, criu: i32) -> Result<(), Killed> {
-        let noted = self.0.compare_exchange(0, criu, Ordering::SeqCst, Ordering::SeqCst);
-        noted.map(drop).map_err(|_| Killed)
-    }
-
-    /// Forgets CRIU, which has done its work and may be reaped from now on.
-    fn end(&self) {
-        // A kill that came in between stays known: it goes to the restored init.
-        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| (now > 0).then_some(0));
-    }
-
-    /// Whether the container was killed.
-    pub(crate) fn was_killed(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == KILLED
-    }
-
-    /// Ends the restore in progress, or keeps one from beginning. CRIU's death is seen as the end of its socket.
-    pub(crate) fn kill(&self) {
-        if let Some(criu) = criu_pid(self.0.swap(KILLED, Ordering::SeqCst)) {
-            // Gone already is as good.
-            let _ = kill_process(criu, Signal::KILL);
-        }
-    }
-
-    /// Ends the restore in progress, which fails; the container was not killed, and may start normally.
-    pub(crate) fn abort(&self) {
-        if let Some(criu) = criu_pid(self.0.load(Ordering::SeqCst)) {
-            // Gone already is as good.
-            let _ = kill_process(criu, Signal::KILL);
-        }
-    }
-}
-
-fn criu_pid(value: i32) -> Option<Pid> {
-    if value > 0 { Pid::from_raw(value) } else { None }
-}
 
 /// A restore that Create has found to hold.
 #[derive(Debug)]
@@ -236,25 +184,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
             prepared.blame(pager.as_ref(), "CRIU")(e)
         })?;
     stopwatch.next("making it known to the OCI runtime");
-    let adopted = adopt::Adopted {
-        id: &container.id,
-        bundle: &container.bundle,
-        spec: &container.spec,
-        pid: restored.pid,
-        cgroups: &cgroups,
-        systemd: prepared.systemd_cgroup,
-        descriptors: &descriptors,
-    };
-    if let Err(e) = adopt::adopt(&prepared.runtime_root, &adopted) {
-        adopt::forget(&prepared.runtime_root, &container.id);
-        return Err(prepared.failed("making the container known to runc")(e));
-    }
-    if let Some(pager) = pager
-        && let Err(e) = pager.keep(container)
-    {
-        adopt::forget(&prepared.runtime_root, &container.id);
-        return Err(prepared.failed("bringing its memory")(e));
-    }
+    make_known(container, prepared, restored.pid, &cgroups, &descriptors, pager)?;
     cgroup.keep();
     workspace.keep();
     filled.into_iter().for_each(Filled::keep);
@@ -267,6 +197,37 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
         "restored"
     );
     Ok(Resumed { pid: restored.pid, criu, terminal })
+}
+
+/// What runs is a container of the OCI runtime from here on, with the pager that brings its memory.
+fn make_known(
+    container: &Arc<Container>,
+    prepared: &Prepared,
+    pid: i32,
+    cgroups: &BTreeMap<String, PathBuf>,
+    descriptors: &[String; 3],
+    pager: Option<Started>,
+) -> Result<(), TaskError> {
+    let adopted = adopt::Adopted {
+        id: &container.id,
+        bundle: &container.bundle,
+        spec: &container.spec,
+        pid,
+        cgroups,
+        systemd: prepared.systemd_cgroup,
+        descriptors,
+    };
+    if let Err(e) = adopt::adopt(&prepared.runtime_root, &adopted) {
+        adopt::forget(&prepared.runtime_root, &container.id);
+        return Err(prepared.failed("making the container known to runc")(e));
+    }
+    if let Some(pager) = pager
+        && let Err(e) = pager.keep(container)
+    {
+        adopt::forget(&prepared.runtime_root, &container.id);
+        return Err(prepared.failed("bringing its memory")(e));
+    }
+    Ok(())
 }
 
 /// What CRIU does from this point on.
