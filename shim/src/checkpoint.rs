@@ -31,6 +31,7 @@ use crate::network::interfaces;
 use crate::pod::Pod;
 use crate::reaper::Exits;
 use crate::rewrite::open_dir;
+use crate::state::State;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 
 /// How long a dump may take. This only bounds a hang; it is bound by the disk, some 10 s per 1 GB on slow ones.
@@ -72,7 +73,12 @@ pub(crate) async fn checkpoint(
     let (images, work) = (PathBuf::from(images), PathBuf::from(work));
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let (dumped, exit) = (container.clone(), options.exit);
-    let frozen = blocking(move || freeze(&dumped, &images, &work, exit)).await;
+    let frozen = blocking(move || {
+        freeze(&dumped, &images, &work, exit).inspect_err(|_| {
+            crate::abandoned::put_right(dumped.init.pid(), dumped.init.state() == State::Paused);
+        })
+    })
+    .await;
     let criu = frozen.inspect_err(|e| figures::failed(Verb::Checkpoint, e))?;
     exits.of(criu).await;
     pod.events
@@ -129,7 +135,7 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
     options.orphan_pts_master = true;
     // As runc dumps: what other tools restore from these images needs the properties of the cgroups.
     options.manage_cgroups = ManageCgroups::Soft;
-    options.freeze_cgroup = cgroups.get("freezer").or_else(|| cgroups.get("")).cloned();
+    options.freeze_cgroup = Freezer::directory(&cgroups);
     if let Some(cgroup) = &options.freeze_cgroup {
         let found = crate::unfreezable::find(cgroup).map_err(|e| failed("looking at its files")(full(&e)))?;
         if let Some(held) = found {

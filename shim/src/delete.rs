@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! DeleteTask, and the `delete` action that containerd runs when a shim has died.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,16 +101,34 @@ pub(crate) async fn after_death(namespace: &str, id: &str, bundle: &Path) -> i32
         }
     }
     for (member, cgroup) in members {
-        clean(namespace, &member, &bundles.join(&member), cgroup, &options).await;
+        clean(namespace, &member, &bundles.join(&member), bundle, cgroup, &options).await;
     }
     let cgroup = read_spec(bundle).await.ok().and_then(|spec| cgroup_path(&spec));
-    clean(namespace, id, bundle, cgroup, &options).await;
+    clean(namespace, id, bundle, bundle, cgroup, &options).await;
+    // A shim that was killed has left the file of its socket; there is none where the shim goes on without this one.
+    remove_socket(bundle).await;
     read_pid_from_file(&bundle.join("init.pid")).await.unwrap_or(0)
 }
 
-async fn clean(namespace: &str, id: &str, bundle: &Path, cgroup: Option<PathBuf>, options: &RuntimeOptions) {
-    // The runtime's log lies in the bundle, which may be gone.
-    let log = if bundle.is_dir() { bundle } else { Path::new("/run") };
+/// Cleans up after container `id`; `home` is the bundle of what `delete` was called for.
+async fn clean(
+    namespace: &str,
+    id: &str,
+    bundle: &Path,
+    home: &Path,
+    cgroup: Option<PathBuf>,
+    options: &RuntimeOptions,
+) {
+    // containerd removes the bundles of the pod's containers meanwhile, and the runtime does nothing without the folder
+    // of its log.
+    let log = if home.is_dir() { home } else { Path::new("/run") };
+    // First all in the cgroup, also what a restore cut short has started, which runc does not know.
+    if let Some(cgroup) = cgroup {
+        match Cgroup::new(id, cgroup, None, options.systemd_cgroup()) {
+            Ok(cgroup) => drop(cgroup),
+            Err(e) => warn!("{e}"),
+        }
+    }
     match Oci::new(id, log, namespace, options) {
         Ok(oci) => {
             if let Err(e) = oci.delete(true).await {
@@ -118,12 +137,16 @@ async fn clean(namespace: &str, id: &str, bundle: &Path, cgroup: Option<PathBuf>
         }
         Err(e) => warn!("{e}"),
     }
-    // A restore cut short is not known to runc: what it started is found by its cgroup.
-    if let Some(cgroup) = cgroup {
-        match Cgroup::new(id, cgroup, None, options.systemd_cgroup()) {
-            Ok(cgroup) => drop(cgroup),
-            Err(e) => warn!("{e}"),
-        }
-    }
     unmount_all(&bundle.join("rootfs"));
+}
+
+/// Removes the file of the socket that is named in a bundle, if nobody listens there.
+async fn remove_socket(bundle: &Path) {
+    let Ok(address) = tokio::fs::read_to_string(bundle.join("address")).await else { return };
+    let path = address.strip_prefix("unix://").unwrap_or(&address);
+    let refused =
+        tokio::net::UnixStream::connect(path).await.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+    if refused && let Err(e) = tokio::fs::remove_file(path).await {
+        warn!("cannot remove {path}: {e}");
+    }
 }

@@ -9,7 +9,9 @@
 //! - one that waits for the child of its vfork to call exec goes on only when that child does. So a frozen container is
 //!   let go on until nobody waits.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -65,9 +67,23 @@ impl Freezer {
         Self { cgroup: cgroup.to_owned(), version }
     }
 
+    /// Of the cgroup that a process is in.
+    pub(crate) fn of_process(pid: i32) -> Option<Self> {
+        Self::directory(&crate::cgroup::paths(pid).ok()?).map(|cgroup| Self::of(&cgroup))
+    }
+
+    /// The directory whose files stop a process that is in `cgroups`.
+    pub(crate) fn directory(cgroups: &BTreeMap<String, PathBuf>) -> Option<PathBuf> {
+        cgroups.get("freezer").or_else(|| cgroups.get("")).cloned()
+    }
+
     /// Whether all of it is frozen.
     fn is_frozen(&self) -> io::Result<bool> {
-        let read = |file: &str| std::fs::read_to_string(self.cgroup.join(file));
+        let read = |file: &str| match std::fs::read_to_string(self.cgroup.join(file)) {
+            // The root of a hierarchy has no freezer.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            read => read,
+        };
         Ok(match self.version {
             Version::V1 => read("freezer.state")?.trim() == "FROZEN",
             Version::V2 => read("cgroup.events")?.lines().any(|line| line == "frozen 1"),
@@ -75,7 +91,10 @@ impl Freezer {
     }
 
     /// Freezes it and waits for that.
-    fn freeze(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When the cgroup's files cannot be used.
+    pub(crate) fn freeze(&self) -> io::Result<()> {
         let began = Instant::now();
         // One that forks meanwhile is frozen at a later attempt of the kernel; in version 1 a read makes it.
         loop {
@@ -91,15 +110,25 @@ impl Freezer {
         }
     }
 
-    fn thaw(&self) -> io::Result<()> {
-        self.write("THAWED", "0")
+    /// Thaws it.
+    ///
+    /// # Errors
+    /// When the cgroup's files cannot be used. One that is gone holds nobody.
+    pub(crate) fn thaw(&self) -> io::Result<()> {
+        match self.write("THAWED", "0") {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            thawed => thawed,
+        }
     }
 
     fn write(&self, v1: &str, v2: &str) -> io::Result<()> {
-        match self.version {
-            Version::V1 => std::fs::write(self.cgroup.join("freezer.state"), v1),
-            Version::V2 => std::fs::write(self.cgroup.join("cgroup.freeze"), v2),
-        }
+        let (file, value) = match self.version {
+            Version::V1 => ("freezer.state", v1),
+            Version::V2 => ("cgroup.freeze", v2),
+        };
+        // Not made where it is missing: that would fail in other words than that it is.
+        let mut file = OpenOptions::new().write(true).truncate(true).open(self.cgroup.join(file))?;
+        file.write_all(value.as_bytes())
     }
 
     /// Whether a process was stopped by a signal, in a cgroup of version 1, which is thawed then if it was frozen.

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::container::Container;
 use crate::error::TaskError;
+use crate::freezer::Freezer;
 use crate::reaper::Exit;
 use crate::state::State;
 
@@ -47,8 +48,11 @@ pub(crate) async fn kill(
         Err(e) => return Err(TaskError::io(format!("signal process {}", process.pid()))(e)),
     }
     if signal == Signal::KILL && exec_id.is_empty() && process.state() == State::Paused {
-        // A frozen cgroup v1 does not let its tasks die.
-        container.oci.resume().await?;
+        // A frozen cgroup v1 does not let its tasks die. In version 2 they may be gone by now, which the runtime would
+        // take for an error.
+        if let Some(freezer) = Freezer::of_process(process.pid()) {
+            freezer.thaw().map_err(TaskError::io("thaw the container".to_owned()))?;
+        }
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+mod abandoned;
 mod adopt;
 mod any;
 #[allow(unsafe_code)] // bpf(2)

@@ -2,6 +2,10 @@
 //! TaskOOM: tells containerd that the kernel killed for memory in a container's cgroup, on both cgroup versions.
 //!
 //! cgroup v1 signals an eventfd, cgroup v2 changes `memory.events`. Both also wake when the cgroup is removed.
+//!
+//! systemd removes a scope as soon as its last process has ended, and the count of its kills with it. The pod's cgroup
+//! counts those of all its containers and stays: a kill there that no container is known for is that of one that has
+//! just ended with its cgroup.
 
 use std::fs::File;
 use std::io::Read;
@@ -19,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::container::Container;
 use crate::pod::Pod;
+use crate::reaper::Exit;
 
 /// How often to look after a signal, and how long between.
 const LOOKS: u32 = 10;
@@ -31,6 +36,15 @@ pub(crate) struct Kills {
     cgroup: OnceLock<PathBuf>,
     /// How many have been published.
     seen: AtomicU64,
+}
+
+/// What is known of the kills in the pod's cgroup, on cgroup v2.
+#[derive(Debug, Default)]
+pub(crate) struct PodKills {
+    /// How many there were when the first container was watched.
+    before: OnceLock<u64>,
+    /// How many since are known to be a container's.
+    known: AtomicU64,
 }
 
 /// Publishes the OOM kills of `container` while its init lives.
@@ -47,15 +61,43 @@ pub(crate) fn watch(pod: &Arc<Pod>, container: &Arc<Container>) {
     });
 }
 
-/// Publishes TaskOOM if there were kills since the last look; whether there were. Also called before an exit is
-/// published, because the kill that ended the init is to be known first.
-pub(crate) async fn look(pod: &Pod, container: &Container) -> bool {
+/// Publishes TaskOOM if there were kills since the last look; whether there were.
+async fn look(pod: &Pod, container: &Container) -> bool {
     let Some(now) = container.kills.cgroup.get().and_then(|cgroup| killed(cgroup)) else { return false };
-    let more = container.kills.seen.swap(now, Ordering::SeqCst) < now;
-    if more {
-        pod.events.publish(TaskOOM { container_id: container.id.clone(), ..Default::default() }).await;
+    let more = now.saturating_sub(container.kills.seen.fetch_max(now, Ordering::SeqCst));
+    pod.kills.known.fetch_add(more, Ordering::SeqCst);
+    if more > 0 {
+        publish(pod, container).await;
     }
-    more
+    more > 0
+}
+
+async fn publish(pod: &Pod, container: &Container) {
+    pod.events.publish(TaskOOM { container_id: container.id.clone(), ..Default::default() }).await;
+}
+
+/// The last look, before the `exit` of the init is published, because the kill that ended it is to be known first.
+pub(crate) async fn look_at_the_end(pod: &Pod, container: &Container, exit: Exit) {
+    let Some(cgroup) = container.kills.cgroup.get() else { return };
+    if cgroup.exists() {
+        look(pod, container).await;
+        return;
+    }
+    // What containers without a pod are in is not theirs alone.
+    let in_a_pod = pod.bundle.file_name().is_some_and(|sandbox| *sandbox != *container.id);
+    if exit.code != Exit::killed().code || !in_a_pod {
+        return;
+    }
+    for other in pod.all() {
+        look(pod, &other).await;
+    }
+    let (Some(all), Some(before)) = (cgroup.parent().and_then(killed), pod.kills.before.get()) else {
+        return;
+    };
+    let since = all.saturating_sub(*before);
+    if pod.kills.known.fetch_max(since, Ordering::SeqCst) < since {
+        publish(pod, container).await;
+    }
 }
 
 /// Looks until a kill is counted, but not for long: cgroup v1 signals before it chooses what to kill, and also where
@@ -80,8 +122,13 @@ async fn follow(pod: &Pod, container: &Container) -> std::io::Result<()> {
     )]
     let signal = AsyncFd::new(signal)?;
     container.kills.cgroup.get_or_init(|| cgroup.clone());
+    pod.kills.before.get_or_init(|| cgroup.parent().and_then(killed).unwrap_or(0));
     while cgroup.exists() {
-        look_closely(pod, container).await;
+        if v1.is_some() {
+            look_closely(pod, container).await;
+        } else {
+            look(pod, container).await;
+        }
         // What is read is only the signal; how many were killed is counted by the kernel.
         let mut ready = signal.readable().await?;
         let mut buffer = [0u8; 4096];

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::container::Container;
 use crate::error::TaskError;
 use crate::events::Events;
+use crate::oom::PodKills;
 use crate::volumes::FilledFrom;
 
 /// Everything the shim knows.
@@ -20,6 +21,8 @@ pub(crate) struct Pod {
     pub(crate) events: Events,
     /// Which of the pod's volumes hold what checkpoint.
     pub(crate) filled: FilledFrom,
+    /// What the kernel has killed for memory in all of it.
+    pub(crate) kills: PodKills,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     restored: Mutex<HashMap<String, String>>,
 }
@@ -29,7 +32,8 @@ impl Pod {
     pub(crate) fn new(namespace: &str, bundle: PathBuf, events: Events) -> Self {
         let namespace = namespace.to_owned();
         let (containers, restored) = (Mutex::default(), Mutex::default());
-        Self { namespace, bundle, events, filled: FilledFrom::default(), containers, restored }
+        let (filled, kills) = (FilledFrom::default(), PodKills::default());
+        Self { namespace, bundle, events, filled, kills, containers, restored }
     }
 
     /// The container with containerd's `id`.
@@ -39,6 +43,11 @@ impl Pod {
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
         let containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
         containers.get(id).cloned().ok_or_else(|| TaskError::NotFound(format!("container {id}")))
+    }
+
+    /// All containers.
+    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Adds a container.

@@ -100,7 +100,7 @@ pub(crate) fn watch(pod: &Arc<Pod>, container: &Arc<Container>, exits: Exits, pi
         // An exec's exit comes first in the stream; one that cannot die does not hold the init's.
         let _ = tokio::time::timeout(EXECS_FOLLOW, all).await;
         let _verb = container.verb.lock().await;
-        oom::look(&pod, &container).await;
+        oom::look_at_the_end(&pod, &container, exit).await;
         container.init.set_exited(exit);
         pod.events.exited(&container, &container.init, exit).await;
     });
