@@ -253,3 +253,47 @@ async fn without_a_terminal_it_has_input_and_two_outputs() -> Tested {
     })
     .await
 }
+
+#[tokio::test]
+async fn with_a_terminal_it_has_input_size_and_an_exit_code() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.shell(FOREVER).await?;
+        let script = "tty; echo go; read line; echo \"got $line\"; trap 'stty size; exit 9' WINCH; echo armed; \
+                      while :; do sleep 0.1; done";
+        let mut streams = stream(&case, &state, true, script).await?;
+        streams.expect(STDOUT, "go").await?;
+        streams.send(STDIN, b"words\n").await?;
+        streams.expect(STDOUT, "got words").await?;
+        streams.expect(STDOUT, "armed").await?;
+        streams.resize(120, 50).await?;
+        streams.expect(STDOUT, "50 120").await?;
+        streams.end().await?;
+        assert!(streams.heard(STDOUT).contains("/dev/pts/"), "{}", streams.heard(STDOUT));
+        let ended = streams.heard(ENDED);
+        assert!(ended.contains("\"9\""), "{ended}");
+        Ok((ended, streams.heard(STDERR)))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn one_command_can_be_killed_and_the_container_goes_on() -> Tested {
+    hold(EVERY, async |case| {
+        let state = case.shell(FOREVER).await?;
+        let id = state.container("")?.id.clone();
+        // Its output is heard after it has been started as far as the runtime is concerned.
+        let mut streams = stream(&case, &state, false, "echo here; exec sleep 274.5").await?;
+        streams.expect(STDOUT, "here").await?;
+        let bundle = format!("/run/containerd/io.containerd.runtime.v2.task/k8s.io/{id}");
+        let files = std::fs::read_dir(bundle).unwrap().map(|file| file.unwrap().file_name());
+        let mut files = files.filter_map(|name| name.to_str()?.strip_suffix(".pid").map(str::to_owned));
+        let exec_id = files.find(|name| name != "init").unwrap();
+        case.ctr(&["task", "kill", "--exec-id", &exec_id, "--signal", "SIGTERM", &id])?;
+        streams.end().await?;
+        let ended = streams.heard(ENDED);
+        assert!(ended.contains("143"), "{ended}");
+        assert!(alive(case.pid(&state, "").await?));
+        Ok((ended, case.sh(&state, "echo still here").await?))
+    })
+    .await
+}

@@ -237,6 +237,41 @@ spec:
 }
 
 #[tokio::test]
+async fn a_sidecar_starts_before_the_others_and_lives_and_is_started_again_beside_them() -> Tested {
+    hold(EVERY, async |case| {
+        let pod = case.node.pod(&format!(
+            "
+metadata: {{name: row}}
+spec:
+  initContainers:
+  - name: sidecar
+    image: thaw.local/busybox:1
+    restartPolicy: Always
+    command: [sh, -c, 'echo beside; {FOREVER}']
+  containers:
+  - {{name: shell, image: thaw.local/busybox:1, command: [sh, -c, 'echo ready; {FOREVER}']}}
+"
+        ))?;
+        let mut state = case.run(pod).await?;
+        case.logged(&state, "sidecar", "beside").await?;
+        let pids = case.node.kubelet.pids(&state).await?;
+        assert_eq!(process::namespace(pids["sidecar"], "net")?, process::namespace(pids["shell"], "net")?);
+        let created = async |name: &str| {
+            let status = case.node.kubelet.container_status(&state.container(name)?.id).await?;
+            Ok::<_, thaw_tests::harness::HarnessError>(status.created_at)
+        };
+        assert!(created("sidecar").await? < created("shell").await?);
+        kill(pids["sidecar"], "KILL")?;
+        let end = case.ended(&state, "sidecar").await?;
+        case.node.kubelet.restart_container(&mut state, "sidecar").await?;
+        case.logged(&state, "sidecar", "beside").await?;
+        assert!(alive(pids["shell"]));
+        Ok((end, case.exec(&state, "sidecar", "echo there").await?.stdout))
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_program_that_is_not_there_or_may_not_be_run_is_told_in_the_same_words() -> Tested {
     hold(STARTED, async |case| {
         let mut told = Vec::new();

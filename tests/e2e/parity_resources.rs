@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use thaw_tests::harness::parity::{Case, EVERY, FOREVER, alive, hold, kill};
-use thaw_tests::harness::{HarnessError, Tested, process};
+use thaw_tests::harness::parity::{Case, EVERY, FOREVER, NEEDS, alive, hold, hold_with, kill};
+use thaw_tests::harness::{HarnessError, Need, Tested, process};
 use thaw_tests::kubelet::cgroup;
 use thaw_tests::kubelet::cri::api::{
     ContainerState, ContainerStats, ContainerStatsFilter, ContainerStatsRequest, LinuxContainerResources,
@@ -150,6 +150,7 @@ async fn what_it_uses_is_told_alone_and_in_the_list() -> Tested {
         // What is 0 just now is left out of it.
         let names = names(&serde_json::from_str(&metrics).unwrap());
         let never_zero = [
+            // cgroup v1.
             "cpu.usage.total",
             "cpu.usage.user",
             "cpu.usage.per_cpu",
@@ -163,10 +164,34 @@ async fn what_it_uses_is_told_alone_and_in_the_list() -> Tested {
             "memory.swap.limit",
             "memory.kernel.limit",
             "pids.current",
+            // cgroup v2.
+            "cpu.usage_usec",
+            "cpu.user_usec",
+            "memory.anon",
+            "memory.kernel_stack",
+            "memory.pgfault",
+            "memory.slab",
+            "memory.usage",
+            "memory.usage_limit",
         ];
+        assert!(
+            never_zero.iter().filter(|name| names.iter().any(|told| told == *name)).count() > 6,
+            "{names:?}"
+        );
         Ok((told, never_zero.map(|name| (name, names.iter().any(|told| told == name)))))
     })
     .await
+}
+
+/// Waits until the runtime has told kubelet that the kernel killed in the container for memory, which it may do after
+/// the end.
+async fn told_of_memory(case: &Case<'_>, state: &PodState) -> Tested {
+    let id = &state.container("shell")?.id;
+    let told = async || {
+        let status = case.node.kubelet.container_status(id).await?;
+        Ok((status.reason == "OOMKilled").then_some(()))
+    };
+    case.until("OOMKilled", told).await
 }
 
 /// The names in a JSON value, without its values.
@@ -211,11 +236,16 @@ async fn its_processes_are_told_by_their_ids() -> Tested {
     hold(EVERY, async |case| {
         let state = case.shell(&format!("({FOREVER}) & {FOREVER}")).await?;
         let id = state.container("")?.id.clone();
-        let table = case.ctr(&["task", "ps", &id])?;
-        let pids: Vec<u32> =
-            table.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
-        assert!(pids.contains(&case.pid(&state, "").await?) && pids.len() >= 2, "{table}");
-        let of = process::cgroups(pids[0])?;
+        let init = case.pid(&state, "").await?;
+        let of = process::cgroups(init)?;
+        // The child may not be there yet, and the commands that both run end again and again.
+        let told = async || {
+            let table = case.ctr(&["task", "ps", &id])?;
+            let pids = table.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
+            let pids: Vec<u32> = pids.collect();
+            Ok((pids.contains(&init) && pids.len() >= 2).then_some((table, pids)))
+        };
+        let (table, pids) = case.until("two processes", told).await?;
         let same = pids.iter().filter_map(|pid| process::cgroups(*pid).ok()).all(|cgroups| cgroups == of);
         let unknown = case.ctr(&["task", "ps", "nobody"]).is_err();
         Ok((same, unknown, table.lines().next().map(str::to_owned)))
@@ -274,11 +304,48 @@ async fn a_program_that_the_kernel_kills_for_memory_is_told_as_that() -> Tested 
         };
         let state = case.shell_with(script, limited).await?;
         case.sh(&state, "touch /now").await?;
+        case.ended(&state, "").await?;
+        told_of_memory(&case, &state).await?;
         let end = case.ended(&state, "").await?;
-        assert_eq!((end.exit_code, end.reason.as_str()), (137, "OOMKilled"));
+        assert_eq!(end.exit_code, 137);
         Ok(end)
     })
     .await
+}
+
+#[tokio::test]
+async fn a_program_that_the_kernel_kills_for_the_pods_memory_is_told_as_that() -> Tested {
+    hold(EVERY, async |case| {
+        let script = "while [ ! -e /now ]; do sleep 0.1; done; x=x; while :; do x=$x$x; done";
+        let mut pod = case.node.shell_pod("row", &format!("echo ready; {script}"))?;
+        let mut other = pod.spec.containers[0].clone();
+        other.name = "other".to_owned();
+        other.args = vec![format!("echo ready; {FOREVER}")];
+        pod.spec.containers.push(other);
+        let state = case.run(pod).await?;
+        limit_pod(&state, 24 << 20)?;
+        case.exec(&state, "shell", "touch /now").await?;
+        case.ended(&state, "shell").await?;
+        told_of_memory(&case, &state).await?;
+        let end = case.ended(&state, "shell").await?;
+        let other = case.node.kubelet.container_status(&state.container("other")?.id).await?;
+        assert_eq!((end.exit_code, other.state()), (137, ContainerState::ContainerRunning));
+        Ok(end)
+    })
+    .await
+}
+
+/// Gives all containers of a pod together so many bytes, as kubelet's limit of the pod does.
+fn limit_pod(state: &PodState, bytes: u64) -> Tested {
+    for hierarchy in cgroup::hierarchies()? {
+        let group = hierarchy.join(state.cgroup.trim_start_matches('/'));
+        for name in ["memory.limit_in_bytes", "memory.max"] {
+            if group.join(name).exists() {
+                std::fs::write(group.join(name), bytes.to_string()).unwrap();
+            }
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -286,6 +353,7 @@ async fn a_child_that_the_kernel_kills_for_memory_leaves_the_container_running()
     hold(EVERY, async |case| {
         let state = case.spec("", "resources: {limits: {memory: 24Mi}}").await?;
         let output = case.exec(&state, "", "x=x; while :; do x=$x$x; done").await?;
+        told_of_memory(&case, &state).await?;
         let status = case.node.kubelet.container_status(&state.container("")?.id).await?;
         assert_eq!((output.exit_code, status.state()), (137, ContainerState::ContainerRunning));
         kill(case.pid(&state, "").await?, "KILL")?;
@@ -308,6 +376,26 @@ async fn its_cgroups_are_gone_when_it_is_removed() -> Tested {
         case.node.remove(&state).await?;
         assert!(!alive(pid) && !dirs.iter().any(|dir| Path::new(dir).exists()));
         Ok(dirs.len())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn with_cgroup_v2_it_is_in_its_own_cgroup_and_sees_that_as_the_root() -> Tested {
+    hold_with(&[NEEDS, &[Need::CgroupV2]].concat(), EVERY, async |case| {
+        let state = case.spec("", LIMITED).await?;
+        let pid = case.pid(&state, "").await?;
+        let own = cgroup::of_container(&state.cgroup, &state.container("")?.id);
+        assert_eq!(process::cgroups(pid)?, [format!("0::{own}")]);
+        let namespace = process::namespace(pid, "cgroup")?;
+        assert_ne!(namespace, process::namespace(std::process::id(), "cgroup")?);
+        assert_ne!(namespace, process::namespace(case.node.kubelet.pids(&state).await?["sandbox"], "cgroup")?);
+        let script = "cat /proc/self/cgroup /proc/1/cgroup; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max; \
+                      grep -c . /sys/fs/cgroup/cgroup.procs; ls /sys/fs/cgroup | sort; mkdir /sys/fs/cgroup/x; \
+                      grep ' /sys/fs/cgroup ' /proc/self/mountinfo | cut -d ' ' -f 4-6,8-";
+        let seen = case.sh(&state, script).await?;
+        assert!(seen.starts_with("0::/\n0::/\n67108864\n50000 100000\n"), "{seen}");
+        Ok(seen)
     })
     .await
 }

@@ -8,6 +8,7 @@
 pub mod apps;
 pub mod archive;
 pub mod checks;
+pub mod containerd;
 pub mod counter;
 pub mod error;
 pub mod fidelity_page;

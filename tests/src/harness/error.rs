@@ -68,7 +68,8 @@ impl HarnessError {
     }
 
     /// What a program said, where that is no answer.
-    pub(crate) fn answer(who: impl Into<String>, said: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn answer(who: impl Into<String>, said: impl Into<String>) -> Self {
         Self::Answer { who: who.into(), said: said.into() }
     }
 }
