@@ -34,8 +34,6 @@ pub const INTERNAL: &str = "thaw.dev/internal.";
 pub const PREPARED: &str = "thaw.dev/internal.prepared";
 /// Set by the node's plugin: what it alone knows against the restore.
 pub const REFUSED: &str = "thaw.dev/internal.refused";
-/// Set by the node's plugin: `OLD=NEW` for each GPU, by UUID, commas between them.
-pub const GPU_MAP: &str = "thaw.dev/internal.gpu-map";
 /// Set by the node's plugin: the old addresses that the pod has, commas between them.
 pub const KEPT_ADDRESSES: &str = "thaw.dev/internal.addresses";
 

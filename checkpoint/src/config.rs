@@ -38,6 +38,30 @@ pub struct Config {
     pub driver_files: Vec<PathBuf>,
     /// Where `thaw-nri` answers `/healthz` and `/metrics`.
     pub metrics: Metrics,
+    /// With whose rights `thaw-nri` writes events of pods; `None`: it writes none.
+    pub events: Option<Events>,
+}
+
+/// Who is to write events. In the file: the absolute path of a kubeconfig, or `in-cluster`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Events {
+    /// Whom this kubeconfig names.
+    Kubeconfig(PathBuf),
+    /// The service account of the pod in which `thaw-nri` runs.
+    InCluster,
+}
+
+impl TryFrom<String> for Events {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "in-cluster" => Ok(Self::InCluster),
+            path if path.starts_with('/') => Ok(Self::Kubeconfig(path.into())),
+            _ => Err(format!("{text:?} is neither the absolute path of a kubeconfig nor in-cluster")),
+        }
+    }
 }
 
 /// Where figures can be asked for. In the file: an absolute path, or an address and a port of this host.
@@ -82,6 +106,7 @@ impl Default for Config {
             fill_threads: None,
             driver_files: Vec::new(),
             metrics: Metrics::default(),
+            events: None,
         }
     }
 }
@@ -98,7 +123,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not TOML, or has a key or type that is not expected.
-    #[error("{path} is not a valid configuration (known keys: roots, shared_namespaces, criu, memory, fill_threads, driver_files, metrics)", path = path.display())]
+    #[error("{path} is not a valid configuration (known keys: roots, shared_namespaces, criu, memory, fill_threads, driver_files, metrics, events)", path = path.display())]
     Parse {
         /// The file.
         path: PathBuf,
@@ -197,7 +222,7 @@ mod tests {
         let config = load(
             "roots = [\"/a\", \"/b\"]\nshared_namespaces = [\"golden\"]\ncriu = \"/usr/sbin/criu\"\n\
              memory = \"lazy\"\nfill_threads = 3\n\
-             driver_files = [\"/usr/bin/nvidia-smi\"]\nmetrics = \"[::1]:9464\"",
+             driver_files = [\"/usr/bin/nvidia-smi\"]\nmetrics = \"[::1]:9464\"\nevents = \"in-cluster\"",
         )
         .unwrap();
         assert_eq!(config.roots.len(), 2);
@@ -221,6 +246,7 @@ mod tests {
             ("fill_threads = 0", "fill_threads"),
             ("driver_files = [\"lib\"]", "driver_files"),
             ("metrics = \"0.0.0.0:9464\"", "metrics"),
+            ("events = \"kubelet.conf\"", "events"),
             ("roots = [", "roots"),
         ] {
             let error = load(text).unwrap_err();

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, statat};
 use serde::de::DeserializeOwned;
 
 use crate::beneath;
-use crate::dump::{self, ConfigDump, DumpError, StatusDump};
+use crate::dump::{self, ConfigDump, DumpError, NetworkDump, StatusDump};
 use crate::gpu::{self, Gpu};
 use crate::manifest::{Container, File};
 use crate::store::CheckpointDir;
@@ -245,12 +245,25 @@ impl ContainerDir {
     /// # Errors
     /// When [`gpu::FILE`] cannot be read or understood.
     pub fn gpus(&self) -> Result<Vec<Gpu>, ReadDumpError> {
-        if !self.images.iter().any(|image| image.name == gpu::FILE) {
-            return Ok(Vec::new());
+        self.beside_images(gpu::FILE)
+    }
+
+    /// What its network namespace had; nothing where the producer does not say.
+    ///
+    /// # Errors
+    /// When [`dump::NETWORK`] cannot be read or understood.
+    pub fn network(&self) -> Result<NetworkDump, ReadDumpError> {
+        self.beside_images(dump::NETWORK)
+    }
+
+    /// One of thaw's own files among the images.
+    fn beside_images<T: DeserializeOwned + Default>(&self, file: &'static str) -> Result<T, ReadDumpError> {
+        if !self.images.iter().any(|image| image.name == file) {
+            return Ok(T::default());
         }
-        let json = beneath::read(self.images_dir.as_fd(), gpu::FILE, dump::LIMIT_BYTES)
-            .map_err(|source| ReadDumpError::Read { file: gpu::FILE, source })?;
-        Ok(dump::parse(gpu::FILE, &json)?)
+        let json = beneath::read(self.images_dir.as_fd(), file, dump::LIMIT_BYTES)
+            .map_err(|source| ReadDumpError::Read { file, source })?;
+        Ok(dump::parse(file, &json)?)
     }
 
     /// `config.dump`.

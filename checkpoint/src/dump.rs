@@ -82,6 +82,20 @@ pub struct StatusImage {
 pub struct NetworkDump {
     /// Its addresses but for those of the loopback interface, in the order of its interfaces.
     pub addresses: Vec<IpAddr>,
+    /// Its interfaces. Packet sockets are bound to their numbers.
+    pub interfaces: Vec<Link>,
+}
+
+/// An interface of a network namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub index: u32,
+    /// The address of its card, if it has one of that length.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// `network.status`: by the name of each of Podman's networks. Source: containers/common libnetwork/types, StatusBlock.

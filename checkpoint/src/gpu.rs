@@ -115,13 +115,29 @@ pub fn of_devices(devices: &[Device], node: &[NodeGpu]) -> Vec<Gpu> {
     devices.iter().filter_map(card).collect()
 }
 
-/// What has become of each GPU, by UUID, and every reason why one cannot take the place of another.
+/// Whether it can be told to a program: what a checkpoint says of itself may be anything.
+fn is_uuid(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 64 && text.chars().all(plain)
+}
+
+/// What has become of each GPU, by UUID, and every reason why one cannot take the place of another. `pairs` are the paths
+/// of devices of the frozen container, and of those in their place.
 #[must_use]
-pub fn compare(pairs: &[(Device, Device)], old: &[Gpu], new: &[Gpu]) -> (Vec<(String, String)>, Vec<String>) {
+pub fn compare(
+    pairs: &[(PathBuf, PathBuf)],
+    old: &[Gpu],
+    new: &[Gpu],
+) -> (Vec<(String, String)>, Vec<String>) {
     let (mut map, mut problems) = (Vec::new(), Vec::new());
     for (was, is) in pairs {
-        let Some(was) = old.iter().find(|gpu| gpu.path == was.path) else { continue };
-        let Some(is) = new.iter().find(|gpu| gpu.path == is.path) else {
+        let Some(was) = old.iter().find(|gpu| gpu.path == *was) else { continue };
+        if !is_uuid(&was.card.uuid) {
+            problems
+                .push(format!("{:?} had the UUID {:?} when frozen, which is none", was.path, was.card.uuid));
+            continue;
+        }
+        let Some(is) = new.iter().find(|gpu| gpu.path == *is) else {
             problems.push(format!("{:?} was a GPU ({}) and is none on this node", was.path, was.card.model));
             continue;
         };
@@ -194,14 +210,8 @@ mod tests {
             path: path.into(),
             card: Card { uuid: uuid.into(), model: model.into(), driver: driver.into() },
         };
-        let pairs: Vec<_> = (0..3)
-            .map(|n| {
-                (
-                    device(&format!("/dev/nvidia{n}"), 195, n),
-                    device(&format!("/dev/nvidia{}", n + 4), 195, n + 4),
-                )
-            })
-            .collect();
+        let path = |n: u32| PathBuf::from(format!("/dev/nvidia{n}"));
+        let pairs: Vec<_> = (0..3).map(|n| (path(n), path(n + 4))).collect();
         let old = ["0", "1", "2"].map(|n| gpu(&format!("/dev/nvidia{n}"), n, "H200", "nvidia 1"));
         let new =
             [gpu("/dev/nvidia4", "4", "H200", "nvidia 1"), gpu("/dev/nvidia5", "5", "A100", "nvidia 2")];
@@ -212,5 +222,7 @@ mod tests {
         assert!(problems[1].contains("was nvidia 1 when frozen and is nvidia 2"), "{problems:?}");
         assert!(problems[2].contains("is none on this node"), "{problems:?}");
         assert_eq!(compare(&pairs, &[], &new), (vec![], vec![]));
+        let forged = [gpu("/dev/nvidia0", "--pid=1,x", "H200", "nvidia 1")];
+        assert!(compare(&pairs, &forged, &new).1[0].contains("which is none"));
     }
 }

@@ -15,11 +15,14 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 
 use crate::devices::{self, Device};
+use crate::gpu::Gpu;
 
 mod binds;
 mod capability;
 mod claims;
 mod destination;
+mod gpus;
+mod hooks;
 mod host;
 mod mounts;
 mod namespaces;
@@ -31,7 +34,7 @@ pub use capability::{Capabilities, capability_names};
 pub use claims::Claims;
 pub use destination::resolve_destinations;
 pub use host::{Host, Lsm};
-pub use network::{FrozenNetwork, NewNetwork, Socket, Sockets};
+pub use network::{FrozenNetwork, NewNetwork, PacketSocket, Socket, Sockets};
 pub use reason::{Held, Reason, Who};
 pub use volumes::{Content, FrozenVolumes, NewVolumes, SHM, volume_file, volume_of};
 
@@ -44,6 +47,10 @@ pub struct Frozen {
     pub mounts: Vec<FrozenMount>,
     /// The devices that its spec gave it, `spec.dump`.
     pub devices: Vec<Device>,
+    /// Those of them that are GPUs, `thaw-gpus.json`.
+    pub gpus: Vec<Gpu>,
+    /// Whether its images hold what processes had in the memory of NVIDIA's GPUs, `inventory.img`.
+    pub cuda: bool,
     /// The key by which its network namespace is external, `netns-N.img`.
     pub network_key: Option<String>,
     /// The key by which its PID namespace is external (a pod that shares one), `pidns-N.img`.
@@ -146,6 +153,8 @@ pub struct Plan {
     pub stdio: [Option<String>; 3],
     /// The device nodes of the new spec, which take the place of all that the images hold.
     pub devices: Vec<Device>,
+    /// What `cuda-checkpoint` is to be told: each old GPU and the one in its place, by UUID. Empty where all are the same.
+    pub gpu_map: Vec<(String, String)>,
     /// What must exist in the root file system, parents first.
     pub mountpoints: Vec<Mountpoint>,
     /// Mounts of the images, by number, that need a device number of their own.
@@ -201,7 +210,7 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     if frozen.terminal != process.terminal().unwrap_or(false) {
         reasons.push(Reason::Terminal { frozen: frozen.terminal });
     }
-    reasons.extend(hooks(new.spec));
+    reasons.extend(hooks::check(new.spec));
     let lsm_profile = lsm_profile(frozen.lsm, process, host.lsm);
     // CRIU leaves a thread that has no profile in the images without one, whatever is supplied. Source: CRIU
     // criu/cr-restore.c.
@@ -210,9 +219,11 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     claims::check(&frozen.threads, new.spec, process, confined, &mut reasons);
     namespaces::plan(frozen, new.spec, host, &mut plan, &mut reasons);
     mounts::plan(frozen, new, host, &mut plan, &mut reasons);
-    plan.sockets = network::plan(&frozen.network, &new.network, &mut reasons);
+    let may_raw = claims::bounding(process) & capability::NET_RAW != 0;
+    plan.sockets = network::plan(&frozen.network, &new.network, may_raw, &mut reasons);
     plan.contents = volumes::plan(&frozen.volumes, &new.volumes, &mut reasons);
     device_nodes(frozen, new, &mut plan, &mut reasons);
+    gpus::plan(frozen, new.spec, host, &mut plan, &mut reasons);
     match lsm_profile {
         Ok(profile) => plan.lsm_profile = profile,
         Err(reason) => reasons.push(reason),
@@ -249,22 +260,6 @@ fn device_nodes(frozen: &Frozen, new: &NewContainer<'_>, plan: &mut Plan, reason
         reasons
             .push(Reason::DevicesUnprepared { paths: aliases.into_iter().map(|alias| alias.path).collect() });
     }
-}
-
-/// The restored processes are past the points at which a runtime runs them.
-fn hooks(spec: &Spec) -> Option<Reason> {
-    let hooks = spec.hooks().as_ref()?;
-    let lists = [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    let filled = lists.iter().filter(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty()));
-    let names: Vec<_> = filled.map(|(name, _)| *name).collect();
-    (!names.is_empty()).then(|| Reason::Hooks { lists: names.join(", ") })
 }
 
 /// CRIU sets the profile only where images and host have the same module. Source: CRIU criu/lsm.c.

@@ -43,7 +43,7 @@ const START: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// A CRIU process to be.
 ///
-/// Its environment is empty except for `PATH`, its signal mask and supplementary groups are empty, its
+/// Its environment is empty except for `PATH` and what is set here, its signal mask and supplementary groups are empty, its
 /// session keyring is new, and of this process's descriptors it has only those named here.
 #[derive(Debug)]
 pub struct Swrk {
@@ -51,6 +51,8 @@ pub struct Swrk {
     stdio: Option<[OwnedFd; 3]>,
     inherited: Vec<OwnedFd>,
     unshare_cgroup_namespace: bool,
+    searched_first: Option<PathBuf>,
+    environment: Vec<(OsString, OsString)>,
 }
 
 /// Why CRIU does not run.
@@ -111,7 +113,14 @@ impl Swrk {
     /// A CRIU that is run from `program`: a path, or a name that is looked for in `PATH` and in the
     /// usual directories.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), stdio: None, inherited: Vec::new(), unshare_cgroup_namespace: false }
+        Self {
+            program: program.into(),
+            stdio: None,
+            inherited: Vec::new(),
+            unshare_cgroup_namespace: false,
+            searched_first: None,
+            environment: Vec::new(),
+        }
     }
 
     /// What CRIU has as 0, 1 and 2; `/dev/null` if not set.
@@ -130,6 +139,18 @@ impl Swrk {
     /// Whether CRIU gets a cgroup namespace of its own, whose roots are the cgroups that it was placed in.
     pub fn unshare_cgroup_namespace(&mut self, yes: bool) -> &mut Self {
         self.unshare_cgroup_namespace = yes;
+        self
+    }
+
+    /// Programs that CRIU and its plugins run are looked for here before anywhere else; CRIU itself is not.
+    pub fn search_first(&mut self, folder: PathBuf) -> &mut Self {
+        self.searched_first = Some(folder);
+        self
+    }
+
+    /// Sets a variable for CRIU and the programs that its plugins run.
+    pub fn env(&mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> &mut Self {
+        self.environment.push((key.into(), value.into()));
         self
     }
 
@@ -168,7 +189,13 @@ impl Swrk {
         let (writer, waits) = (above(writer)?, above(waits)?);
 
         let arguments = [program.as_c_str(), c"--no-default-config", c"swrk", c"3"];
-        let environment = [path.as_c_str()];
+        let path = searched(self.searched_first.as_deref(), &path);
+        let variables = self.environment.iter().map(|(key, value)| {
+            CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).unwrap_or_default()
+        });
+        let variables: Vec<CString> = variables.collect();
+        let environment: Vec<&CStr> =
+            [path.as_c_str()].into_iter().chain(variables.iter().map(CString::as_c_str)).collect();
         let child = Child {
             arguments: &pointers(&arguments),
             environment: &pointers(&environment),
@@ -234,6 +261,14 @@ fn search_path(inherited: Option<OsString>) -> CString {
     }
     path.extend(SEARCH.bytes());
     CString::new(path).unwrap_or_default()
+}
+
+/// The same with one more folder before all others.
+fn searched(first: Option<&Path>, path: &CStr) -> CString {
+    let Some(first) = first else { return path.to_owned() };
+    let rest = path.to_bytes().strip_prefix(b"PATH=").unwrap_or_default();
+    let whole = [b"PATH=", first.as_os_str().as_bytes(), b":", rest].concat();
+    CString::new(whole).unwrap_or_else(|_| path.to_owned())
 }
 
 fn find(program: &Path, path: &CStr) -> Result<CString, SpawnError> {

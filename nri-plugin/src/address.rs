@@ -2,11 +2,14 @@
 //! Brings the old addresses of a pod into the network namespace of a new one (`thaw.dev/address: keep`).
 //!
 //! ```text
-//! reserved on this node ─▶ probed on the link ─▶ added ─▶ announced
-//!        │ another pod's         │ answered         │ fails
-//!        ▼                       ▼                  ▼
-//!      refused                 refused           taken back
+//! reserved on this node ─▶ probed on the link ─▶ MAC set ─▶ added ─▶ announced
+//!        │ another pod's         │ answered                  │ fails
+//!        ▼                       ▼                           ▼
+//!      refused                 refused                    taken back
 //! ```
+//!
+//! The old MAC comes along where a packet socket was bound to the interface: such a program speaks with it, and the shim
+//! lets it have the socket only where it may open one, which is to say any frame at all.
 //!
 //! Nobody needs to take them away: they go with the pod's network namespace.
 
@@ -15,14 +18,16 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use checkpoint::annotation::KEPT_ADDRESSES;
+use checkpoint::dump::Link;
 use futures_util::TryStreamExt;
-use nri_plugin::nri::api::PodSandbox;
+use nri_plugin::nri::api::{Container, PodSandbox};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags};
-use rtnetlink::{Handle, new_connection};
+use rtnetlink::{Handle, LinkUnspec, new_connection};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -45,40 +50,67 @@ pub(crate) struct Owners(Mutex<BTreeMap<IpAddr, Owner>>);
 struct Owner {
     sandbox: String,
     pod: String,
+    /// Whether it is an old address, of which whoever gives out addresses does not know.
+    kept: bool,
 }
 
 impl Owner {
-    fn of(pod: &PodSandbox) -> Self {
-        Self { sandbox: pod.id.clone(), pod: format!("{}/{}", pod.namespace, pod.name) }
+    fn of(pod: &PodSandbox, kept: bool) -> Self {
+        Self { sandbox: pod.id.clone(), pod: format!("{}/{}", pod.namespace, pod.name), kept }
     }
 }
 
 impl Owners {
-    /// Forgets all and notes these.
-    pub(crate) fn reset(&self, pods: &[PodSandbox]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        pods.iter().for_each(|pod| self.note(pod));
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Owner>> {
+        // A poisoned lock only means that another call panicked; each entry is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Knows these pods and no others. What their containers were prepared with says which old addresses they have.
+    pub(crate) fn reset(&self, pods: &[PodSandbox], containers: &[Container]) {
+        let mut owners = self.lock();
+        // A container that is being prepared is not among them yet.
+        owners.retain(|_, owner| owner.kept && pods.iter().any(|pod| pod.id == owner.sandbox));
+        for container in containers {
+            let pod = pods.iter().find(|pod| pod.id == container.pod_sandbox_id);
+            // A note that the pod has as well is its own.
+            let Some(pod) = pod.filter(|pod| !pod.annotations.contains_key(KEPT_ADDRESSES)) else { continue };
+            let noted = container.annotations.get(KEPT_ADDRESSES).map(|list| list.split(','));
+            let noted = noted.into_iter().flatten().filter_map(|ip| ip.parse().ok());
+            owners.extend(noted.map(|ip: IpAddr| (ip, Owner::of(pod, true))));
+        }
+        for pod in pods {
+            owners.extend(given(pod).map(|ip| (ip, Owner::of(pod, false))));
+        }
     }
 
     /// A pod has come, with the addresses that the runtime gave it.
-    pub(crate) fn note(&self, pod: &PodSandbox) {
-        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for ip in pod.ips.iter().filter_map(|ip| ip.parse().ok()) {
-            owners.insert(ip, Owner::of(pod));
+    ///
+    /// # Errors
+    /// One of them is the old address of another pod: whoever gives out addresses did not know.
+    pub(crate) fn note(&self, pod: &PodSandbox) -> Result<(), String> {
+        let mut owners = self.lock();
+        let others = given(pod).filter_map(|ip| Some((ip, owners.get(&ip)?)));
+        let mut kept = others.filter(|(_, owner)| owner.kept && owner.sandbox != pod.id);
+        if let Some((ip, owner)) = kept.next() {
+            return Err(format!("{ip} is kept by pod {}: the next try gives another address", owner.pod));
         }
+        drop(kept);
+        owners.extend(given(pod).map(|ip| (ip, Owner::of(pod, false))));
+        Ok(())
     }
 
     /// A pod goes.
     pub(crate) fn forget(&self, sandbox: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, owner| owner.sandbox != sandbox);
+        self.lock().retain(|_, owner| owner.sandbox != sandbox);
     }
 
-    /// Notes the addresses as those of `pod`.
+    /// Notes the addresses as those of `pod`. Returns those that were nobody's before.
     ///
     /// # Errors
     /// Every address that another pod has; none is noted then.
-    fn reserve(&self, pod: &PodSandbox, addresses: &[IpAddr]) -> Result<(), String> {
-        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn reserve(&self, pod: &PodSandbox, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
+        let mut owners = self.lock();
         let others = addresses.iter().filter_map(|ip| Some((ip, owners.get(ip)?)));
         let taken = others.filter(|(_, owner)| owner.sandbox != pod.id);
         let taken: Vec<_> =
@@ -86,9 +118,20 @@ impl Owners {
         if !taken.is_empty() {
             return Err(format!("the old address cannot be kept: {}", taken.join(", ")));
         }
-        owners.extend(addresses.iter().map(|ip| (*ip, Owner::of(pod))));
-        Ok(())
+        let new: Vec<_> = addresses.iter().copied().filter(|ip| !owners.contains_key(ip)).collect();
+        owners.extend(new.iter().map(|ip| (*ip, Owner::of(pod, true))));
+        Ok(new)
     }
+
+    /// Gives reserved addresses up.
+    fn release(&self, addresses: &[IpAddr]) {
+        self.lock().retain(|ip, _| !addresses.contains(ip));
+    }
+}
+
+/// The addresses that the runtime gave a pod.
+fn given(pod: &PodSandbox) -> impl Iterator<Item = IpAddr> {
+    pod.ips.iter().filter_map(|ip| ip.parse().ok())
 }
 
 /// Why the addresses are not there; what was added has been taken back.
@@ -106,23 +149,29 @@ enum KeepError {
     Taken { address: IpAddr, mac: Mac },
     #[error("cannot add {address} to {interface}")]
     Add { address: IpAddr, interface: String, source: rtnetlink::Error },
+    #[error("cannot give {interface} the address {mac}")]
+    Card { interface: String, mac: Mac, source: rtnetlink::Error },
     #[error("it took too long")]
     Late,
     #[error("{0}")]
     Thread(io::Error),
 }
 
+/// What of the old pod's network comes along.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Old {
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The interface that packet sockets are bound to.
+    pub(crate) card: Option<Link>,
+}
+
 /// Gives the pod the addresses as well. Returns those that it has now.
 ///
 /// # Errors
 /// In words, why not.
-pub(crate) async fn keep(
-    owners: &Owners,
-    pod: &PodSandbox,
-    addresses: &[IpAddr],
-) -> Result<Vec<IpAddr>, String> {
+pub(crate) async fn keep(owners: &Owners, pod: &PodSandbox, old: &Old) -> Result<Vec<IpAddr>, String> {
     // Addresses of the link alone come from the interface itself.
-    let wanted: Vec<_> = addresses.iter().copied().filter(|ip| !is_of_link(ip)).collect();
+    let wanted: Vec<_> = old.addresses.iter().copied().filter(|ip| !is_of_link(ip)).collect();
     if wanted.is_empty() {
         return Err(
             "the checkpoint does not say which address its pod had: leave out thaw.dev/address: keep".into(),
@@ -133,13 +182,13 @@ pub(crate) async fn keep(
     else {
         return Err("a pod with the node's network cannot keep another address: leave out hostNetwork".into());
     };
-    owners.reserve(pod, &wanted)?;
+    let reserved = owners.reserve(pod, &wanted)?;
     let (sender, done) = tokio::sync::oneshot::channel();
-    let kept = wanted.clone();
+    let (kept, card) = (wanted.clone(), old.card.clone());
     // A thread of its own, for it enters the pod's namespace and ends there.
     let thread = std::thread::Builder::new().name("pod-network".into()).spawn(move || {
         // Nobody listens any more if the runtime's call was dropped.
-        let _ = sender.send(in_namespace(&netns, &wanted));
+        let _ = sender.send(in_namespace(&netns, &wanted, card.as_ref()));
     });
     let result = match thread {
         Ok(_) => done.await.unwrap_or_else(|e| Err(KeepError::Thread(io::Error::other(e)))),
@@ -148,8 +197,7 @@ pub(crate) async fn keep(
     match result {
         Ok(()) => Ok(kept),
         Err(e) => {
-            owners.forget(&pod.id);
-            owners.note(pod);
+            owners.release(&reserved);
             Err(format!("the old address cannot be kept: {}", chain(&e)))
         }
     }
@@ -163,7 +211,7 @@ fn is_of_link(ip: &IpAddr) -> bool {
     local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
 }
 
-fn in_namespace(netns: &Path, addresses: &[IpAddr]) -> Result<(), KeepError> {
+fn in_namespace(netns: &Path, addresses: &[IpAddr], card: Option<&Link>) -> Result<(), KeepError> {
     let failed =
         |source: rustix::io::Errno| KeepError::Namespace { path: netns.to_owned(), source: source.into() };
     let fd = rustix::fs::open(netns, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
@@ -173,17 +221,33 @@ fn in_namespace(netns: &Path, addresses: &[IpAddr]) -> Result<(), KeepError> {
     runtime.block_on(async {
         let (connection, handle, _) = new_connection().map_err(KeepError::Thread)?;
         tokio::spawn(connection);
-        let mut added = Vec::new();
-        let work = tokio::time::timeout(WITHIN, bring(&handle, addresses, &mut added)).await;
+        let mut done = Done::default();
+        let work = tokio::time::timeout(WITHIN, bring(&handle, addresses, card, &mut done)).await;
         let result = work.unwrap_or(Err(KeepError::Late));
         if result.is_err() {
-            for message in added {
-                // The pod fails anyway and takes its namespace along.
+            // The pod fails anyway and takes its namespace along.
+            for message in done.added {
                 let _ = handle.address().del(message).execute().await;
+            }
+            if let Some((index, mac)) = done.replaced {
+                let _ = set_card(&handle, index, mac).await;
             }
         }
         result
     })
+}
+
+/// What there is to be taken back.
+#[derive(Default)]
+struct Done {
+    added: Vec<AddressMessage>,
+    /// The number of the interface, and the MAC that it had.
+    replaced: Option<(u32, Mac)>,
+}
+
+async fn set_card(handle: &Handle, index: u32, mac: Mac) -> Result<(), rtnetlink::Error> {
+    let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build();
+    handle.link().set(message).execute().await
 }
 
 /// The pod's interface.
@@ -197,17 +261,24 @@ struct Interface {
 async fn bring(
     handle: &Handle,
     addresses: &[IpAddr],
-    added: &mut Vec<AddressMessage>,
+    card: Option<&Link>,
+    done: &mut Done,
 ) -> Result<(), KeepError> {
-    let interface = interface(handle).await?;
-    let missing: Vec<_> = addresses.iter().copied().filter(|ip| !interface.addresses.contains(ip)).collect();
+    let Interface { index, name, mac: own, addresses: present } = interface(handle).await?;
+    let missing: Vec<_> = addresses.iter().copied().filter(|ip| !present.contains(ip)).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let (index, mac) = (interface.index, interface.mac);
-    // It blocks, and this thread has nothing else to do; it takes less than a second.
-    if let Some((address, mac)) = probe::ask(index, mac, &missing).map_err(KeepError::Probe)? {
+    // It blocks, and this thread has nothing else to do; it takes less than half a second.
+    if let Some((address, mac)) = probe::ask(index, own, &missing).map_err(KeepError::Probe)? {
         return Err(KeepError::Taken { address, mac });
+    }
+    let old = card.filter(|card| card.name == name).and_then(|card| card.mac).map(Mac);
+    let mac = old.filter(Mac::is_one_cards).unwrap_or(own);
+    if mac != own {
+        let failed = |source| KeepError::Card { interface: name.clone(), mac, source };
+        set_card(handle, index, mac).await.map_err(failed)?;
+        done.replaced = Some((index, own));
     }
     for address in &missing {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
@@ -216,11 +287,14 @@ async fn bring(
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         let message = request.message_mut().clone();
-        let failed = |source| KeepError::Add { address: *address, interface: interface.name.clone(), source };
+        let failed = |source| KeepError::Add { address: *address, interface: name.clone(), source };
         request.execute().await.map_err(failed)?;
-        added.push(message);
+        done.added.push(message);
     }
-    probe::announce(index, mac, &missing).map_err(KeepError::Probe)
+    // With another card, those that the pod has had so far are elsewhere too.
+    let moved = present.into_iter().filter(|ip| mac != own && !is_of_link(ip));
+    let told: Vec<_> = missing.into_iter().chain(moved).collect();
+    probe::announce(index, mac, &told).map_err(KeepError::Probe)
 }
 
 /// The first interface that is not the loopback one, as the runtime makes it.
@@ -277,7 +351,7 @@ mod tests {
     #[test]
     fn an_address_of_another_pod_of_the_node_is_not_given_away() {
         let owners = Owners::default();
-        owners.reset(&[pod("a", &["10.88.0.5", "fd88::5"]), pod("b", &["10.88.0.6"])]);
+        owners.reset(&[pod("a", &["10.88.0.5", "fd88::5"]), pod("b", &["10.88.0.6"])], &[]);
         let both = ips(&["10.88.0.5", "fd88::5", "10.88.0.7"]);
         let error = owners.reserve(&pod("c", &[]), &both).unwrap_err();
         assert!(
@@ -290,12 +364,51 @@ mod tests {
         assert!(owners.reserve(&pod("d", &[]), &ips(&["10.88.0.7"])).is_err());
     }
 
+    #[test]
+    fn a_kept_address_outlives_a_new_synchronisation_and_is_given_to_no_new_pod() {
+        let owners = Owners::default();
+        let (a, b) = (pod("a", &["10.88.0.5"]), pod("b", &["10.88.0.6"]));
+        owners.reserve(&a, &ips(&["10.88.0.1"])).unwrap();
+        let container = |sandbox: &str, kept: &str| Container {
+            pod_sandbox_id: sandbox.into(),
+            annotations: [(KEPT_ADDRESSES.to_owned(), kept.to_owned())].into(),
+            ..Default::default()
+        };
+        let forger = PodSandbox {
+            annotations: [(KEPT_ADDRESSES.to_owned(), "10.88.0.3".to_owned())].into(),
+            ..pod("f", &["10.88.0.7"])
+        };
+        let containers = [container("b", "10.88.0.2,fd88::2"), container("f", "10.88.0.3")];
+        owners.reset(&[a.clone(), b, forger], &containers);
+        for (kept, owner) in [("10.88.0.1", "pod-a"), ("10.88.0.2", "pod-b"), ("fd88::2", "pod-b")] {
+            let error = owners.note(&pod("new", &["10.88.0.9", kept])).unwrap_err();
+            assert!(error.contains(kept) && error.contains(owner), "{error}");
+        }
+        owners.note(&pod("new", &["10.88.0.9", "10.88.0.3"])).unwrap();
+        // Its own is not taken from it, and what has gone is free.
+        owners.note(&pod("a", &["10.88.0.1"])).unwrap();
+        owners.reset(std::slice::from_ref(&a), &[]);
+        owners.note(&pod("new", &["10.88.0.2"])).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_given_up_and_what_was_kept_before_is_not() {
+        let (owners, a) = (Owners::default(), pod("a", &[]));
+        assert_eq!(owners.reserve(&a, &ips(&["10.88.0.5"])), Ok(ips(&["10.88.0.5"])));
+        let new = owners.reserve(&a, &ips(&["10.88.0.5", "10.88.0.6"])).unwrap();
+        assert_eq!(new, ips(&["10.88.0.6"]));
+        owners.release(&new);
+        assert!(owners.reserve(&pod("b", &[]), &ips(&["10.88.0.5"])).is_err());
+        owners.reserve(&pod("b", &[]), &ips(&["10.88.0.6"])).unwrap();
+    }
+
     #[tokio::test]
     async fn without_an_address_or_a_network_of_its_own_nothing_can_be_kept() {
         let owners = Owners::default();
-        let error = keep(&owners, &pod("a", &[]), &ips(&["fe80::1", "127.0.0.1"])).await.unwrap_err();
+        let old = |list| Old { addresses: ips(list), card: None };
+        let error = keep(&owners, &pod("a", &[]), &old(&["fe80::1", "127.0.0.1"])).await.unwrap_err();
         assert!(error.contains("does not say"), "{error}");
-        let error = keep(&owners, &pod("a", &[]), &ips(&["10.88.0.5"])).await.unwrap_err();
+        let error = keep(&owners, &pod("a", &[]), &old(&["10.88.0.5"])).await.unwrap_err();
         assert!(error.contains("hostNetwork"), "{error}");
     }
 }

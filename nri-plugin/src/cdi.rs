@@ -5,6 +5,7 @@
 //! after all of them. So for the latter the nodes are looked up here. Source: CDI SPEC.md 1.0, "CDI JSON Specification".
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use checkpoint::devices::Device;
@@ -66,13 +67,17 @@ pub(crate) fn read(root: &Path) -> Vec<Kind> {
             .is_some_and(|extension| ["json", "yaml", "yml"].iter().any(|known| extension == *known))
     });
     let parse = |path: PathBuf| -> Option<Kind> {
-        let size = fs::metadata(&path).ok()?.len();
+        let file = fs::File::open(&path).map_err(|e| e.to_string());
+        let text = file.and_then(|file| {
+            let mut text = String::new();
+            let read = file.take(LIMIT + 1).read_to_string(&mut text).map_err(|e| e.to_string())?;
+            let fits = u64::try_from(read).is_ok_and(|read| read <= LIMIT);
+            fits.then_some(text).ok_or_else(|| format!("it has more than {LIMIT} bytes"))
+        });
         // JSON is YAML.
-        let parsed = fs::read_to_string(&path).map_err(|e| e.to_string());
-        let parsed = parsed.and_then(|text| serde_yaml_ng::from_str(&text).map_err(|e| e.to_string()));
+        let parsed = text.and_then(|text| serde_yaml_ng::from_str(&text).map_err(|e| e.to_string()));
         match parsed {
-            Ok(kind) if size <= LIMIT => Some(kind),
-            Ok(_) => None,
+            Ok(kind) => Some(kind),
             Err(error) => {
                 warn!(file:? = path; "a CDI specification is not used: {error}");
                 None

@@ -16,21 +16,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
+use checkpoint::PodOptions;
 use checkpoint::annotation::{
-    Address, AnnotationErrors, GPU_MAP, INTERNAL, KEPT_ADDRESSES, PREPARED, REFUSED, RestoreRequest,
+    Address, AnnotationErrors, INTERNAL, KEPT_ADDRESSES, PREPARED, REFUSED, RestoreRequest,
 };
 use checkpoint::devices::{self, Device};
 use checkpoint::reference::Lineage;
-use checkpoint::{PodOptions, gpu};
 use nri_plugin::nri::api::{
     Container, ContainerAdjustment, LinuxContainerAdjustment, LinuxDevice, Mount as NriMount, OptionalUInt32,
     PodSandbox,
 };
 
+use protobuf::Message;
+
 use crate::facts::{Held, Here, Mount};
 
 /// The longest note, in bytes.
 const NOTE_MAX: usize = 8 * 1024;
+/// The longest adjustment, in bytes: the runtime hangs up on a plugin whose answer has more than 1 MiB.
+const ADJUST_MAX: u64 = 512 * 1024;
 
 /// What a pod asks for one of its containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,24 +95,17 @@ impl Asked {
         held: &Held,
         here: &Here,
         addresses: &Result<Vec<IpAddr>, String>,
-    ) -> Decision {
+    ) -> ContainerAdjustment {
         let fit = if allows_all(container) {
             devices::Fit::default()
         } else {
             devices::fit(&held.devices, &here.devices)
         };
-        let (map, mut refused) =
-            gpu::compare(&fit.pairs, &held.gpus, &gpu::of_devices(&here.devices, &here.gpus));
-        refused.extend(addresses.as_ref().err().cloned());
         let mounts = mounts(container, held, here);
 
         let mut notes = BTreeMap::from([(PREPARED, held.name.clone())]);
-        if !refused.is_empty() {
-            notes.insert(REFUSED, refused.join("; "));
-        }
-        if !map.is_empty() {
-            let pairs = map.iter().map(|(old, new)| format!("{old}={new}"));
-            notes.insert(GPU_MAP, pairs.collect::<Vec<_>>().join(","));
+        if let Err(reason) = addresses {
+            notes.insert(REFUSED, reason.clone());
         }
         if let Some(addresses) = addresses.as_ref().ok().filter(|addresses| !addresses.is_empty()) {
             let addresses = addresses.iter().map(ToString::to_string);
@@ -123,17 +120,13 @@ impl Asked {
             linux: (!linux.devices.is_empty()).then_some(linux).into(),
             ..self.with(&notes)
         };
-        Decision { adjust, refused }
+        if adjust.compute_size() <= ADJUST_MAX {
+            return adjust;
+        }
+        notes
+            .insert(REFUSED, "the checkpoint names more mounts and devices than a container can have".into());
+        self.with(&notes)
     }
-}
-
-/// What is done for a container that is restored.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Decision {
-    /// How it is adjusted.
-    pub(crate) adjust: ContainerAdjustment,
-    /// What this node has against the restore; the shim reports it together with what it finds itself.
-    pub(crate) refused: Vec<String>,
 }
 
 /// What the checkpoint held, the container lacks, and may have.
@@ -308,8 +301,8 @@ mod tests {
     /// What becomes of a container without mounts: nodes, mounts and notes, in words.
     fn prepared(held: &Held, here: &Here, addresses: &Result<Vec<IpAddr>, String>) -> [Vec<String>; 3] {
         let forged = [(RESTORE, "latest"), (PREPARED, "forged"), ("thaw.dev/internal.x", "forged")];
-        let decision = asked(&forged).prepare(&Container::new(), held, here, addresses);
-        let ContainerAdjustment { annotations, mounts, linux, .. } = decision.adjust;
+        let adjust = asked(&forged).prepare(&Container::new(), held, here, addresses);
+        let ContainerAdjustment { annotations, mounts, linux, .. } = adjust;
         let nodes = linux
             .devices
             .iter()
@@ -362,7 +355,6 @@ mod tests {
                 container_path: "/lib/vendor.so".into(),
             }],
             allowed_sources: vec!["/usr/lib/driver.so".into()],
-            ..Here::default()
         };
         let [nodes, mounts, notes] = prepared(&held, &here, &Ok(vec![]));
         assert_eq!(nodes, ["/dev/gpu0 c 195:3 660"]);
@@ -392,37 +384,30 @@ mod tests {
         };
         let mounts = vec![NriMount { destination: "/lib/driver.so/".into(), ..Default::default() }];
         let container = Container { mounts, ..Default::default() };
-        let decision = asked(&[(RESTORE, "latest")]).prepare(&container, &held, &here, &Ok(vec![]));
-        assert!(decision.adjust.mounts.is_empty() && decision.adjust.linux.is_none(), "{decision:?}");
+        let adjust = asked(&[(RESTORE, "latest")]).prepare(&container, &held, &here, &Ok(vec![]));
+        assert!(adjust.mounts.is_empty() && adjust.linux.is_none(), "{adjust:?}");
     }
 
     #[test]
-    fn another_gpu_is_mapped_and_what_cannot_be_is_noted_with_all_reasons() {
-        let card = |uuid: &str, driver: &str| gpu::Card {
-            uuid: uuid.into(),
-            model: "H200".into(),
-            driver: driver.into(),
-        };
-        let held = Held {
-            name: "team/a/1".into(),
-            devices: vec![device("/dev/nvidia0", 0)],
-            gpus: vec![gpu::Gpu { path: "/dev/nvidia0".into(), card: card("GPU-old", "nvidia 1") }],
-            ..Held::default()
-        };
-        let here = |driver| Here {
-            devices: vec![device("/dev/nvidia3", 3)],
-            gpus: vec![gpu::NodeGpu { major: 195, minor: 3, card: card("GPU-new", driver) }],
-            ..Here::default()
-        };
+    fn kept_addresses_are_noted_and_so_is_why_they_cannot_be_kept() {
+        let held = Held { name: "team/a/1".into(), ..Held::default() };
         let kept = Ok(vec!["10.88.0.5".parse().unwrap(), "fd88::5".parse().unwrap()]);
-        let [_, _, notes] = prepared(&held, &here("nvidia 1"), &kept);
-        let map = "thaw.dev/internal.gpu-map=GPU-old=GPU-new";
-        assert_eq!(notes, [STRIPPED, "thaw.dev/internal.addresses=10.88.0.5,fd88::5", map, NOTED]);
-        let [_, _, notes] = prepared(&held, &here("nvidia 2"), &Err("10.88.0.5 is taken".into()));
-        let refused = notes.iter().find(|note| note.starts_with(REFUSED)).unwrap();
+        let [_, _, notes] = prepared(&held, &Here::default(), &kept);
+        assert_eq!(notes, [STRIPPED, "thaw.dev/internal.addresses=10.88.0.5,fd88::5", NOTED]);
+        let [_, _, notes] = prepared(&held, &Here::default(), &Err("10.88.0.5 is taken".into()));
+        assert_eq!(notes, [STRIPPED, NOTED, "thaw.dev/internal.refused=10.88.0.5 is taken"]);
+    }
+
+    #[test]
+    fn what_a_checkpoint_names_has_a_bound() {
+        let tmpfs =
+            |n: u32| Mount { kind: "tmpfs".into(), ..bind(&format!("/{n}/{}", "x".repeat(1000)), "") };
+        let held = Held { mounts: (0..1000).map(tmpfs).collect(), ..Held::default() };
+        let [nodes, mounts, notes] = prepared(&held, &Here::default(), &Ok(vec![]));
+        assert!(nodes.is_empty() && mounts.is_empty());
         assert!(
-            refused.contains("is nvidia 2 on this node") && refused.contains("; 10.88.0.5 is taken"),
-            "{refused}"
+            notes.iter().any(|note| note.starts_with(REFUSED) && note.contains("more mounts")),
+            "{notes:?}"
         );
     }
 
@@ -434,8 +419,8 @@ mod tests {
         let container = Container { linux: Some(linux).into(), ..Default::default() };
         let held = Held { devices: vec![device("/dev/gpu0", 0)], ..Held::default() };
         let here = Here { devices: vec![device("/dev/gpu1", 1)], ..Here::default() };
-        let decision = asked(&[(RESTORE, "latest")]).prepare(&container, &held, &here, &Ok(vec![]));
-        assert!(decision.adjust.linux.is_none());
+        let adjust = asked(&[(RESTORE, "latest")]).prepare(&container, &held, &here, &Ok(vec![]));
+        assert!(adjust.linux.is_none());
     }
 
     #[test]

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What must be known for a decision: what the checkpoint held, and what this node has. Reads files, so it blocks.
 
-use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
 use checkpoint::annotation::{RestoreRequest, Scope};
 use checkpoint::config::Config;
-use checkpoint::container_dir::ContainerDirError;
+use checkpoint::container_dir::{ContainerDir, ContainerDirError};
 use checkpoint::devices::{self, Device};
-use checkpoint::gpu::{self, Gpu, NodeGpu};
+use checkpoint::dump::Link;
 use checkpoint::reference::Lineage;
-use checkpoint::store::Store;
+use checkpoint::store::{CheckpointDir, Store};
+use criu_rpc::image::{Files, ImagesDir};
 use nri_plugin::nri::api::Container;
 use oci_spec::runtime::Spec;
 
+use crate::address::Old;
 use crate::cdi;
 use crate::logger::chain;
+
+/// The number of the loopback interface of every network namespace. Source: Linux include/net/flow.h, LOOPBACK_IFINDEX.
+const LOOPBACK: u32 = 1;
 
 /// A mount that a checkpoint held, or that a container is to get.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,10 +37,9 @@ pub(crate) struct Held {
     /// `NAMESPACE/LINEAGE/ID`.
     pub(crate) name: String,
     pub(crate) devices: Vec<Device>,
-    pub(crate) gpus: Vec<Gpu>,
     pub(crate) mounts: Vec<Mount>,
-    /// The addresses that its pod had.
-    pub(crate) addresses: Vec<IpAddr>,
+    /// What its pod had of a network; nothing unless it is to be kept.
+    pub(crate) network: Old,
 }
 
 /// What this node has for the container.
@@ -44,8 +47,6 @@ pub(crate) struct Held {
 pub(crate) struct Here {
     /// What the container was given, by whomever.
     pub(crate) devices: Vec<Device>,
-    /// Every GPU of the node.
-    pub(crate) gpus: Vec<NodeGpu>,
     /// Files of the drivers of the container's devices.
     pub(crate) driver_mounts: Vec<cdi::Mount>,
     /// Those of the checkpoint's mount sources that the administrator lets containers have, and that exist.
@@ -62,6 +63,7 @@ pub(crate) fn held(
     container: &str,
     lineage: &Lineage,
     request: &RestoreRequest,
+    keep: bool,
 ) -> Result<Option<Held>, String> {
     let store = Store::open(config).map_err(|e| chain(&e))?;
     let checkpoint = match store.resolve(namespace, lineage, &request.reference) {
@@ -78,10 +80,20 @@ pub(crate) fn held(
     Ok(Some(Held {
         name: checkpoint.name(),
         devices: devices::of_spec(&spec),
-        gpus: dir.gpus().map_err(|e| chain(&e))?,
         mounts: spec_mounts(&spec),
-        addresses: checkpoint.manifest().pod.addresses.clone(),
+        network: if keep { network(&checkpoint, &dir)? } else { Old::default() },
     }))
+}
+
+fn network(checkpoint: &CheckpointDir, dir: &ContainerDir) -> Result<Old, String> {
+    let images = dir.images_dir().try_clone_to_owned().map_err(|e| chain(&e))?;
+    let files: Files = ImagesDir::open(images).load("files.img").map_err(|e| chain(&e))?;
+    let links = dir.network().map_err(|e| chain(&e))?.interfaces;
+    let bound =
+        |link: &Link| files.packet_sockets().iter().any(|socket| socket.interfaces.contains(&link.index));
+    // All of a checkpoint's own is the pod's one interface; the loopback one has no card.
+    let card = links.into_iter().filter(bound).find(|link| link.index != LOOPBACK);
+    Ok(Old { addresses: checkpoint.manifest().pod.addresses.clone(), card })
 }
 
 fn spec_mounts(spec: &Spec) -> Vec<Mount> {
@@ -113,7 +125,6 @@ pub(crate) fn here(config: &Config, root: &Path, container: &Container, held: &H
     let allowed = |path: &PathBuf| is_allowed(&config.driver_files, root, path);
     let sources = held.mounts.iter().filter(|mount| mount.kind == "bind").map(|mount| mount.source.clone());
     Here {
-        gpus: gpu::of_node(root),
         driver_mounts: cdi::mounts(&kinds, &devices),
         allowed_sources: sources.filter(allowed).collect(),
         devices,

@@ -8,6 +8,7 @@
 mod address;
 mod cdi;
 mod decide;
+mod events;
 mod facts;
 mod logger;
 mod metrics;
@@ -56,11 +57,21 @@ struct Cli {
     records: PathBuf,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+/// How many calls may wait for the store at a time: one that hangs must not fill the node with threads.
+const BLOCKING: usize = 32;
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
     logger::init();
-    match run(&cli).await {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(BLOCKING).build();
+    let ended = runtime.map_err(Box::from).and_then(|runtime| {
+        let ended = runtime.block_on(run(&cli));
+        // Nor keep it from ending.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{}", logger::chain(error.as_ref()));
@@ -76,7 +87,9 @@ async fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let config = Arc::new(config);
     let metrics = Arc::new(Metrics::new(config.clone()));
-    let plugin = Arc::new(NodePlugin::new(config.clone(), cli.host_root.clone(), metrics.clone()));
+    let (reporter, told) = events::queue(config.events.clone());
+    let plugin = NodePlugin::new(config.clone(), cli.host_root.clone(), metrics.clone(), reporter.clone());
+    let plugin = Arc::new(plugin);
 
     let serve = async {
         match nri::launched()? {
@@ -95,7 +108,8 @@ async fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     };
     tokio::select! {
         ended = serve => return ended,
-        () = metrics::listen(&cli.records, &metrics) => {}
+        () = metrics::listen(&cli.records, &metrics, &reporter) => {}
+        () = events::report(told) => {}
         () = serve::serve(&config.metrics, &metrics) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

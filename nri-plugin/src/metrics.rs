@@ -21,6 +21,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::net::UnixDatagram;
 
+use crate::events::Reporter;
+
 /// Bounds of a step's duration in seconds: from a small program to hundreds of gigabytes.
 const BUCKETS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
 /// The longest name of a step that becomes a label.
@@ -167,8 +169,8 @@ pub(crate) fn make_way(socket: &Path) -> io::Result<()> {
     }
 }
 
-/// Counts what shims send to `socket`, for ever.
-pub(crate) async fn listen(socket: &Path, metrics: &Metrics) {
+/// Counts what shims send to `socket`, and hands it on, for ever.
+pub(crate) async fn listen(socket: &Path, metrics: &Metrics, reporter: &Reporter) {
     let bound = make_way(socket).and_then(|()| UnixDatagram::bind(socket));
     let listener = match bound {
         Ok(listener) => listener,
@@ -181,7 +183,10 @@ pub(crate) async fn listen(socket: &Path, metrics: &Metrics) {
     loop {
         match listener.recv(&mut buffer).await {
             Ok(length) => match Record::parse(buffer.get(..length).unwrap_or_default()) {
-                Ok(record) => metrics.count(record),
+                Ok(record) => {
+                    metrics.count(record.clone());
+                    reporter.tell(record);
+                }
                 Err(error) => warn!("a record of a shim cannot be understood: {error}"),
             },
             Err(error) => {

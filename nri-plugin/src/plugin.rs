@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use checkpoint::Config;
+use checkpoint::record::{Record, Subject, Verb};
 use log::{info, warn};
 use nri_plugin::nri::api::{
     ConfigureRequest, Container, ContainerAdjustment, ContainerUpdate, CreateContainerResponse, Event,
@@ -15,6 +16,7 @@ use nri_plugin::nri::{Plugin, Refused};
 
 use crate::address::{self, Owners};
 use crate::decide::Asked;
+use crate::events::Reporter;
 use crate::facts::{self, Held, Here};
 use crate::metrics::Metrics;
 
@@ -26,20 +28,21 @@ pub(crate) struct NodePlugin {
     root: PathBuf,
     owners: Owners,
     metrics: Arc<Metrics>,
+    reporter: Reporter,
 }
 
 impl NodePlugin {
-    pub(crate) fn new(config: Arc<Config>, root: PathBuf, metrics: Arc<Metrics>) -> Self {
-        Self { config, root, owners: Owners::default(), metrics }
+    pub(crate) fn new(config: Arc<Config>, root: PathBuf, metrics: Arc<Metrics>, reporter: Reporter) -> Self {
+        Self { config, root, owners: Owners::default(), metrics, reporter }
     }
 
     /// What the checkpoint held and what the node has; `None` where nothing is restored.
     async fn facts(&self, asked: &Asked, pod: &PodSandbox, container: &Container) -> Option<(Held, Here)> {
         let (request, lineage) = asked.restore.clone()?;
         let (config, root, namespace) = (self.config.clone(), self.root.clone(), pod.namespace.clone());
-        let container = container.clone();
+        let (container, keep) = (container.clone(), asked.keep_addresses);
         let gather = move || {
-            let held = facts::held(&config, &namespace, &container.name, &lineage, &request)?;
+            let held = facts::held(&config, &namespace, &container.name, &lineage, &request, keep)?;
             Ok(held.map(|held| {
                 let here = facts::here(&config, &root, &container, &held);
                 (held, here)
@@ -55,19 +58,18 @@ impl NodePlugin {
     async fn adjust(&self, asked: &Asked, pod: &PodSandbox, container: &Container) -> ContainerAdjustment {
         let Some((held, here)) = self.facts(asked, pod, container).await else { return asked.strip() };
         let addresses = if asked.keep_addresses {
-            address::keep(&self.owners, pod, &held.addresses).await
+            address::keep(&self.owners, pod, &held.network).await
         } else {
             Ok(Vec::new())
         };
-        let decision = asked.prepare(container, &held, &here, &addresses);
-        let adjust = decision.adjust;
+        let adjust = asked.prepare(container, &held, &here, &addresses);
         let (pod, to) = (name(pod), container.name.as_str());
         info!(
             pod:%, container = to, checkpoint = held.name, devices = adjust.linux.devices.len(),
             mounts = adjust.mounts.len();
             "prepared"
         );
-        for reason in decision.refused {
+        if let Err(reason) = addresses {
             warn!(pod:%, container = to, checkpoint = held.name; "against the restore: {reason}");
         }
         adjust
@@ -76,6 +78,15 @@ impl NodePlugin {
 
 fn name(pod: &PodSandbox) -> String {
     format!("{}/{}", pod.namespace, pod.name)
+}
+
+fn subject(pod: &PodSandbox, container: &Container) -> Subject {
+    Subject {
+        namespace: pod.namespace.clone(),
+        pod: pod.name.clone(),
+        uid: pod.uid.clone(),
+        container: container.name.clone(),
+    }
 }
 
 #[async_trait]
@@ -98,7 +109,7 @@ impl Plugin for NodePlugin {
         pods: Vec<PodSandbox>,
         containers: Vec<Container>,
     ) -> Result<Vec<ContainerUpdate>, Refused> {
-        self.owners.reset(&pods);
+        self.owners.reset(&pods, &containers);
         self.metrics.set_registered(true);
         info!(pods = pods.len(), containers = containers.len(); "synchronized");
         Ok(Vec::new())
@@ -109,8 +120,10 @@ impl Plugin for NodePlugin {
     }
 
     async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refused> {
-        self.owners.note(&pod);
-        Ok(())
+        self.owners.note(&pod).map_err(|reason| {
+            warn!(pod:% = name(&pod); "refused: {reason}");
+            Refused(format!("thaw: {reason}"))
+        })
     }
 
     async fn stop_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refused> {
@@ -130,6 +143,8 @@ impl Plugin for NodePlugin {
     ) -> Result<CreateContainerResponse, Refused> {
         let asked = Asked::of(&pod, &container).map_err(|errors| {
             warn!(pod:% = name(&pod), container = container.name; "refused: {errors}");
+            let record = Record::failed(Verb::Restore, "refused");
+            self.reporter.tell(record.about(Some(subject(&pod, &container)), &errors.to_string()));
             Refused(format!("thaw: {errors}"))
         })?;
         if !asked.forged().is_empty() {

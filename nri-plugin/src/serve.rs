@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use checkpoint::config::Metrics as Place;
 use http_body_util::Full;
@@ -11,7 +12,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use log::{debug, info, warn};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -35,24 +36,41 @@ async fn accept(place: &Place, metrics: &Arc<Metrics>) -> io::Result<Infallible>
             let listener = UnixListener::bind(path)?;
             info!(place:?; "answers /healthz and /metrics");
             loop {
-                let (stream, _) = listener.accept().await?;
-                tokio::spawn(answer(stream, metrics.clone()));
+                if let Some((stream, _)) = taken(listener.accept().await).await {
+                    tokio::spawn(answer(stream, metrics.clone()));
+                }
             }
         }
         Place::Port(address) => {
             let listener = TcpListener::bind(address).await?;
             info!(place:?; "answers /healthz and /metrics");
             loop {
-                let (stream, _) = listener.accept().await?;
-                tokio::spawn(answer(stream, metrics.clone()));
+                if let Some((stream, _)) = taken(listener.accept().await).await {
+                    tokio::spawn(answer(stream, metrics.clone()));
+                }
             }
+        }
+    }
+}
+
+/// A process that has too many descriptors for now goes on when it has fewer.
+async fn taken<T>(accepted: io::Result<T>) -> Option<T> {
+    match accepted {
+        Ok(accepted) => Some(accepted),
+        Err(error) => {
+            warn!("cannot answer a request for /healthz or /metrics: {error}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            None
         }
     }
 }
 
 async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, metrics: Arc<Metrics>) {
     let service = service_fn(move |request| respond(request, metrics.clone()));
-    if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {
+    // With a timer, one who says nothing is not waited for for ever.
+    let mut server = http1::Builder::new();
+    let connection = server.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
         debug!("a request ended early: {error}");
     }
 }

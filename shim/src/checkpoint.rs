@@ -79,7 +79,7 @@ pub(crate) async fn checkpoint(
         })
     })
     .await;
-    let criu = frozen.inspect_err(|e| figures::failed(Verb::Checkpoint, e))?;
+    let criu = frozen.inspect_err(|e| figures::failed(Verb::Checkpoint, &container.spec, e))?;
     exits.of(criu).await;
     pod.events
         .publish(TaskCheckpointed {
@@ -156,7 +156,7 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
     let criu = crate::source::criu().map_err(|e| failed("reading the configuration")(full(&e)))?;
     let session = Swrk::new(criu).spawn().map_err(|e| failed("starting CRIU")(full(&e)))?;
     let criu = session.pid();
-    write_addresses(pid, images).map_err(|e| failed("reading its addresses")(full(&e)))?;
+    write_network(pid, images).map_err(|e| failed("reading its network")(full(&e)))?;
     write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
     write_gpus(container, images).map_err(|e| failed("noting its GPUs")(full(&e)))?;
     layers(container, images).map_err(failed("saving the writable layer"))?;
@@ -171,7 +171,8 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
         Ok(())
     };
     session.dump(&options, DEADLINE, on_event).map_err(|e| failed("CRIU")(full(&e)))?;
-    figures::done(Verb::Checkpoint, size(images), &[("freezing", started.elapsed())]);
+    let steps = [("freezing", started.elapsed())];
+    figures::done(Verb::Checkpoint, &container.spec, "frozen into a checkpoint", size(images), &steps);
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     info!(container = container.id.as_str(), pid = pid, elapsed_ms = ms; "checkpointed");
     Ok(criu)
@@ -183,7 +184,7 @@ fn size(dir: &Path) -> u64 {
     files.filter_map(|file| Some(file.metadata().ok()?.len())).fold(0, u64::saturating_add)
 }
 
-/// The GPUs that the container has, for the plugin that prepares its restore. Nothing where it has none.
+/// The GPUs that the container has, for the plan of its restore. Nothing where it has none.
 fn write_gpus(container: &Container, images: &Path) -> std::io::Result<()> {
     let gpus = gpu::of_devices(&devices::of_spec(&container.spec), &gpu::of_node(Path::new("/")));
     if gpus.is_empty() {
@@ -272,10 +273,11 @@ fn write_descriptors(container: &Container, images: &Path) -> std::io::Result<()
     std::fs::write(images.join("descriptors.json"), descriptors.to_string())
 }
 
-/// `thaw-network.json`: the addresses to which sockets may be bound, for the restore to replace them.
-fn write_addresses(pid: i32, images: &Path) -> std::io::Result<()> {
+/// `thaw-network.json`: addresses and interfaces to which sockets may be bound, for the restore to replace them.
+fn write_network(pid: i32, images: &Path) -> std::io::Result<()> {
     let found = interfaces(Some(Path::new(&format!("/proc/{pid}/ns/net"))))?;
-    let json = serde_json::to_vec(&NetworkDump { addresses: found.addresses })?;
+    let interfaces = found.links.into_values().collect();
+    let json = serde_json::to_vec(&NetworkDump { addresses: found.addresses, interfaces })?;
     std::fs::write(images.join(dump::NETWORK), json)
 }
 

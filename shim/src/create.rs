@@ -170,11 +170,11 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
     let stopwatch = Stopwatch::start("reading the checkpoint");
     let (spec, asker) = (request.spec.clone(), pod.clone());
     let decided = blocking(move || decide(&spec, &asker.bundle, |name| asker.restored_from(name))).await;
-    let decided = decided.inspect_err(|e| figures::failed(Verb::Restore, e))?;
+    let decided = decided.inspect_err(|e| figures::failed(Verb::Restore, &request.spec, e))?;
     let Some(source) = decided else { return Ok(None) };
     let if_failed = source.if_failed;
     let planned = plan_restore(pod, request, source, stopwatch).await;
-    match planned.inspect_err(|e| figures::failed(Verb::Restore, e)) {
+    match planned.inspect_err(|e| figures::failed(Verb::Restore, &request.spec, e)) {
         Err(e) if if_failed == Otherwise::Start => {
             warn!("the container starts normally, as thaw.dev/if-failed says: {e}");
             Ok(None)
@@ -268,7 +268,7 @@ fn network(spec: &Spec, options: &PodOptions) -> std::io::Result<NewNetwork> {
     };
     Ok(NewNetwork {
         addresses: found.addresses,
-        interfaces: found.names,
+        interfaces: found.links.into_values().map(|link| (link.name, link.index)).collect(),
         address: options.address(),
         tcp: options.tcp(),
     })

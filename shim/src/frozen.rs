@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use ::checkpoint::container_dir::ContainerDir;
 use ::checkpoint::devices;
 use ::checkpoint::plan::{
-    Capabilities, Claims, Frozen, FrozenMount, FrozenNetwork, FrozenVolumes, Lsm, OwnNamespaces, SHM, Socket,
-    volume_of,
+    Capabilities, Claims, Frozen, FrozenMount, FrozenNetwork, FrozenVolumes, Lsm, OwnNamespaces,
+    PacketSocket, SHM, Socket, volume_of,
 };
 use criu_rpc::image::{
     Core, Files, Ids, ImagesDir, InetSocket, Inventory, LoadError, Mountpoints, Netns, Pidns, Pstree,
@@ -122,7 +122,9 @@ impl Images {
         let frozen = Frozen {
             image: container.record().image.name.clone(),
             mounts: mounts.mounts().iter().map(frozen_mount).collect::<Result<_, _>>()?,
-            network: network(&dir, addresses)?,
+            network: network(container, &dir, addresses)?,
+            gpus: container.gpus().map_err(|e| ImagesError::Dump(crate::error::full(&e)))?,
+            cuda: inventory.plugins().is_some_and(|plugins| plugins.iter().any(|plugin| plugin == CUDA)),
             volumes: FrozenVolumes {
                 shm: names.iter().any(|name| name == SHM),
                 volumes: names.iter().filter_map(|name| volume_of(name)).map(str::to_owned).collect(),
@@ -215,10 +217,32 @@ fn frozen_mount(mount: &criu_rpc::image::Mount) -> Result<FrozenMount, ImagesErr
 /// The image of all files: regular ones, sockets and all others.
 pub(crate) const FILES: &str = "files.img";
 
-fn network(dir: &ImagesDir, addresses: &[IpAddr]) -> Result<FrozenNetwork, ImagesError> {
+/// CRIU's plugin for NVIDIA's GPUs, by its name in the inventory. Source: CRIU 4.2 plugins/cuda/cuda_plugin.c.
+const CUDA: &str = "cuda_plugin";
+/// The kind of a raw socket. Source: Linux include/linux/net.h, SOCK_RAW.
+const RAW: u32 = 3;
+
+fn network(
+    container: &ContainerDir,
+    dir: &ImagesDir,
+    addresses: &[IpAddr],
+) -> Result<FrozenNetwork, ImagesError> {
     let files: Files = dir.load(FILES)?;
-    let sockets = files.inet_sockets().iter().map(socket).collect::<Result<_, _>>()?;
-    Ok(FrozenNetwork { addresses: addresses.to_vec(), sockets })
+    let noted = container.network().map_err(|e| ImagesError::Dump(crate::error::full(&e)))?;
+    let packet = |socket: &criu_rpc::image::PacketSocket| PacketSocket {
+        interfaces: socket.interfaces.clone(),
+        device: socket.bound_dev.as_deref().map(lossy),
+    };
+    Ok(FrozenNetwork {
+        addresses: addresses.to_vec(),
+        sockets: files.inet_sockets().iter().map(socket).collect::<Result<_, _>>()?,
+        packets: files.packet_sockets().iter().map(packet).collect(),
+        interfaces: noted.interfaces.into_iter().map(|link| (link.index, link.name)).collect(),
+    })
+}
+
+fn lossy(name: &std::ffi::OsStr) -> String {
+    name.to_string_lossy().into_owned()
 }
 
 fn socket(socket: &InetSocket) -> Result<Socket, ImagesError> {
@@ -232,7 +256,9 @@ fn socket(socket: &InetSocket) -> Result<Socket, ImagesError> {
         state: socket.state,
         own: end(socket.src, socket.src_port)?,
         peer: end(socket.dst, socket.dst_port)?,
-        interface: socket.ifname.as_ref().map(|name| name.to_string_lossy().into_owned()),
+        interface: socket.ifname.as_deref().map(lossy),
+        device: socket.bound_dev.as_deref().map(lossy),
+        raw: socket.kind == RAW,
     })
 }
 

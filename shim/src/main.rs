@@ -18,6 +18,7 @@ mod checkpoint;
 mod console;
 mod container;
 mod create;
+mod cuda;
 mod delete;
 mod device_filter;
 mod error;
@@ -80,6 +81,10 @@ const BLOCKING: usize = 16;
 /// One thread runs everything: a shim is idle nearly all its life and there is one per pod. What blocks
 /// (mount, CRIU, image parsing) goes to the blocking pool.
 fn main() -> std::process::ExitCode {
+    if cuda::is_called() {
+        eprintln!("cuda-checkpoint: {}", cuda::run());
+        return std::process::ExitCode::FAILURE;
+    }
     let first = std::env::args_os().nth(1);
     if first.as_ref().is_some_and(|argument| argument == idmap::HOLD) {
         idmap::hold();

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The addresses and interfaces of a network namespace.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use ::checkpoint::dump::Link;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use rustix::fs::{Mode, OFlags};
@@ -14,8 +15,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// What is in a network namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Interfaces {
-    /// Their names.
-    pub(crate) names: BTreeSet<String>,
+    /// By name.
+    pub(crate) links: BTreeMap<String, Link>,
     /// Their addresses but for those of the loopback interface, in the kernel's order.
     pub(crate) addresses: Vec<IpAddr>,
 }
@@ -42,7 +43,12 @@ fn look() -> std::io::Result<Interfaces> {
             let v4 = address.as_sockaddr_in().map(|it| IpAddr::from(it.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::from(Ipv6Addr::from(it.ip().octets()))))
         });
-        found.names.insert(interface.interface_name);
+        let card = interface.address.as_ref().and_then(nix::sys::socket::SockaddrStorage::as_link_addr);
+        if let Some(card) = card {
+            let index = u32::try_from(card.ifindex()).unwrap_or(0);
+            let link = Link { name: interface.interface_name.clone(), index, mac: card.addr() };
+            found.links.insert(interface.interface_name, link);
+        }
         found.addresses.extend(address.filter(|_| !loopback));
     }
     Ok(found)
@@ -55,7 +61,7 @@ mod tests {
     #[test]
     fn the_loopback_interface_is_named_and_its_addresses_are_left_out() {
         let found = interfaces(None).unwrap();
-        assert!(found.names.contains("lo"));
+        assert_eq!(found.links["lo"].index, 1);
         assert!(found.addresses.iter().all(|address| !address.is_loopback()), "{found:?}");
         assert_eq!(interfaces(Some(Path::new("/proc/self/ns/net"))).unwrap(), found);
         assert!(interfaces(Some(Path::new("/proc/self/ns/uts"))).is_err());

@@ -36,7 +36,7 @@ use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::stopwatch::Stopwatch;
 use crate::volumes::{Filled, FilledFrom};
-use crate::{adopt, figures, limits, mountpoints, nodes};
+use crate::{adopt, cuda, figures, limits, mountpoints, nodes};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -88,7 +88,8 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
     let job = {
         let (container, prepared) = (container.clone(), prepared.clone());
         tokio::task::spawn_blocking(move || {
-            run(&container, &prepared, theirs).inspect_err(|e| figures::failed(Verb::Restore, e))
+            run(&container, &prepared, theirs)
+                .inspect_err(|e| figures::failed(Verb::Restore, &container.spec, e))
         })
     };
     let done = job.await;
@@ -147,6 +148,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
         .map_err(prepared.failed("opening the sandbox's namespaces"))?;
     fill(plan, &rootfs, container.init.stdio.terminal, &mut options);
     swrk.stdio(stdio);
+    cuda::remap(&mut swrk, &plan.gpu_map, workspace.path()).map_err(prepared.failed("mapping the GPUs"))?;
     let cgroup = cgroup(container, prepared).map_err(prepared.failed("finding the cgroup"))?;
     swrk.unshare_cgroup_namespace(plan.cgroup_namespace);
     let session = swrk
@@ -190,7 +192,8 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     filled.into_iter().for_each(Filled::keep);
     let in_criu = started.elapsed().saturating_sub(prepared_in);
     let steps = [("preparing", prepared_in), ("CRIU", in_criu)];
-    figures::done(Verb::Restore, source.dir.record().bytes(), &steps);
+    let text = format!("resumed from checkpoint {}", source.name());
+    figures::done(Verb::Restore, &container.spec, &text, source.dir.record().bytes(), &steps);
     info!(
         container = container.id.as_str(), checkpoint = source.name().as_str(), pid = restored.pid,
         prepare_ms = millis(prepared_in), criu_ms = millis(in_criu);

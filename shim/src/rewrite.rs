@@ -48,6 +48,11 @@ impl Workspace {
         Ok(workspace)
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// CRIU's images directory.
     pub(crate) fn images(&self) -> PathBuf {
         self.path.join("images")
@@ -165,6 +170,7 @@ fn files(images: &Images, plan: &Plan, reopened: &[RegFile]) -> Result<Vec<u8>, 
     let mut files: Files = images.dir.load(FILES).map_err(unreadable)?;
     let rewritten = files
         .rewrite_addresses(&plan.sockets.addresses)
+        .and_then(|moved| Ok(moved + files.rewrite_interfaces(&plan.sockets.interfaces)?))
         .and_then(|moved| Ok((moved, files.close_sockets(&plan.sockets.closed)?)))
         .and_then(|(moved, closed)| Ok((moved, closed, files.replace_reg_files(reopened)?)))
         .and_then(|counts| files.rearm_timers().map(|_| counts));

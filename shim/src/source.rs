@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use ::checkpoint::annotation::{Memory, Otherwise, PodOptions, RestoreRequest, Scope};
 use ::checkpoint::config::{Config, ConfigError};
 use ::checkpoint::container_dir::{ContainerDir, ContainerDirError};
+use ::checkpoint::record::Subject;
 use ::checkpoint::reference::Lineage;
 use ::checkpoint::store::{CheckpointDir, Store};
 use log::{info, warn};
@@ -25,6 +26,7 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
+const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 
 /// A checkpoint that a container is restored from. Holds the checkpoint's shared lock, so that it cannot be
@@ -66,8 +68,18 @@ pub(crate) struct Identity<'a> {
     pub(crate) namespace: &'a str,
     /// The pod's name.
     pub(crate) pod: &'a str,
+    uid: &'a str,
     /// The image that the new spec names.
     pub(crate) image: &'a str,
+}
+
+impl Identity<'_> {
+    /// As the node's plugin is told.
+    pub(crate) fn subject(&self) -> Subject {
+        let Self { container, namespace, pod, uid, .. } = *self;
+        let [container, namespace, pod, uid] = [container, namespace, pod, uid].map(str::to_owned);
+        Subject { namespace, pod, uid, container }
+    }
 }
 
 /// Who this container is, when it is one of a Kubernetes pod (not the sandbox).
@@ -78,6 +90,7 @@ pub(crate) fn identity(annotations: &HashMap<String, String>) -> Option<Identity
         container: get(CONTAINER_NAME)?,
         namespace: get(SANDBOX_NAMESPACE)?,
         pod: get(SANDBOX_NAME)?,
+        uid: get(SANDBOX_UID).unwrap_or_default(),
         image: get(IMAGE_NAME).unwrap_or_default(),
     })
 }

@@ -5,6 +5,7 @@
 //! A test enters the node, does its work, removes its pods and leaves; leaving fails when the node is not as
 //! it was. Tests take turns: what one leaves behind must be its own.
 
+pub mod api_server;
 pub mod apps;
 pub mod archive;
 pub mod checks;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::mounts::{DEVPTS, NULL, PROC, READ_ONLY, SYSFS, TMPFS, only_hides};
-use super::{FrozenMount, Reason};
+use super::{FrozenMount, Reason, hooks};
 
 /// The `MS_*` flags that restrict: read-only, nosuid, nodev, noexec. Source: Linux include/uapi/linux/mount.h.
 const RESTRICTED: u32 = 0xf;
@@ -19,8 +19,10 @@ const AFRESH: &str = "start the container afresh";
 /// Whether the mount says plainly what it shows and where.
 pub(super) fn plain(mount: &FrozenMount, terminal: bool) -> Result<(), Reason> {
     let whole = mount.root == "/" || mount.mountpoint == "/" || mount.ext_key.is_some();
-    // That a part of /proc shows itself is judged with the mount that it is a part of.
-    let part = matches!(mount.fstype, PROC | SYSFS) || (terminal && is_console(mount));
+    // These are judged with the mount that they are a part of.
+    let part = matches!(mount.fstype, PROC | SYSFS)
+        || (terminal && is_console(mount))
+        || hooks::is_parameters(mount);
     let problem = if !is_clean(&mount.mountpoint) || !is_clean(&mount.root) {
         "has a path that is not plain"
     } else if mount.deleted {
@@ -79,7 +81,10 @@ fn may_share(base: &FrozenMount, other: &FrozenMount) -> bool {
         }
         DEVPTS => is_console(other),
         // runc hides all directories with one empty file system.
-        TMPFS => is_empty_lid(base) && is_empty_lid(other),
+        TMPFS => {
+            (is_empty_lid(base) && is_empty_lid(other))
+                || (hooks::is_scratch(base) && hooks::is_parameters(other))
+        }
         _ => false,
     }
 }

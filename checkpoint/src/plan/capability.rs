@@ -52,6 +52,8 @@ const NAMES: [&str; 41] = [
 pub(super) const SETGID: u64 = 1 << 6;
 /// `CAP_SETUID`.
 pub(super) const SETUID: u64 = 1 << 7;
+/// `CAP_NET_RAW`.
+pub(super) const NET_RAW: u64 = 1 << 13;
 /// `CAP_SETPCAP`.
 pub(super) const SETPCAP: u64 = 1 << 8;
 

@@ -56,13 +56,21 @@ struct Allowed {
     confined: bool,
 }
 
+type CapabilitySet = fn(&LinuxCapabilities) -> &Option<oci_spec::runtime::Capabilities>;
+
+fn held(process: &Process, set: CapabilitySet) -> u64 {
+    process.capabilities().as_ref().and_then(|all| set(all).as_ref()).map_or(0, bits)
+}
+
+/// What the processes of the new container can ever have.
+pub(super) fn bounding(process: &Process) -> u64 {
+    held(process, LinuxCapabilities::bounding)
+}
+
 impl Allowed {
     fn by(spec: &Spec, process: &Process, confined: bool) -> Self {
         let user = process.user();
-        let set = |set: fn(&LinuxCapabilities) -> &Option<oci_spec::runtime::Capabilities>| {
-            process.capabilities().as_ref().and_then(|all| set(all).as_ref()).map_or(0, bits)
-        };
-        let bounding = set(LinuxCapabilities::bounding);
+        let bounding = bounding(process);
         let root = user.uid() == 0;
         let additional = user.additional_gids().iter().flatten().copied();
         Self {
@@ -72,7 +80,7 @@ impl Allowed {
             any_gid: root && bounding & SETGID != 0,
             groups: additional.chain([user.gid()]).collect(),
             bounding,
-            ambient: set(LinuxCapabilities::ambient),
+            ambient: held(process, LinuxCapabilities::ambient),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             seccomp: spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()),
             confined,

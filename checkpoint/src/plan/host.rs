@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
+use crate::gpu::{self, NodeGpu};
+
 /// A Linux security module that labels processes. Source: CRIU images/inventory.proto, `Lsmtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lsm {
@@ -27,6 +29,8 @@ pub struct Host {
     /// Namespaces to which the spec gives a path that is the host's own: containerd joins every container to the
     /// namespaces of its sandbox by path, also where the pod says `hostNetwork`, `hostPID` or `hostIPC`.
     pub host_namespaces: Vec<LinuxNamespaceType>,
+    /// Its GPUs.
+    pub gpus: Vec<NodeGpu>,
 }
 
 impl Host {
@@ -51,7 +55,7 @@ impl Host {
         let namespaces = spec.linux().iter().filter_map(|linux| linux.namespaces().as_ref()).flatten();
         let host_namespaces =
             namespaces.filter(|namespace| is_hosts(namespace)).map(LinuxNamespace::typ).collect();
-        Self { lsm, existing, host_namespaces }
+        Self { lsm, existing, host_namespaces, gpus: gpu::of_node(Path::new("/")) }
     }
 }
 

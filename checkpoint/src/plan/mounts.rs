@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::{AddedMount, Frozen, FrozenMount, Host, Mountpoint, NewContainer, Plan, Reason, binds, normal};
+use super::{
+    AddedMount, Frozen, FrozenMount, Host, Mountpoint, NewContainer, Plan, Reason, binds, hooks, normal,
+};
 
 /// What hides a file. Source: runc libcontainer/rootfs_linux.go, maskPath.
 pub(super) const NULL: &str = "/dev/null";
@@ -76,6 +78,7 @@ struct Wanted<'a> {
     root_read_only: bool,
     masked: Vec<PathBuf>,
     terminal: bool,
+    hides_parameters: bool,
 }
 
 impl<'a> Wanted<'a> {
@@ -88,7 +91,7 @@ impl<'a> Wanted<'a> {
         let root_read_only = new.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
         let masked = new.spec.linux().iter().filter_map(|linux| linux.masked_paths().as_ref());
         let masked = masked.flatten().map(normal).collect();
-        Self { mounts, root_read_only, masked, terminal }
+        Self { mounts, root_read_only, masked, terminal, hides_parameters: hooks::hides_parameters(new.spec) }
     }
 
     /// Whether the mount may be restored; adds its source to the plan if it is external.
@@ -185,6 +188,11 @@ impl<'a> Wanted<'a> {
                         if same { Ok(()) } else { Err(Reason::MountGone { mountpoint }) }
                     }
                     _ if self.terminal && binds::is_console(mount) => Ok(()),
+                    _ if self.hides_parameters
+                        && (hooks::is_scratch(mount) || hooks::is_parameters(mount)) =>
+                    {
+                        Ok(())
+                    }
                     _ if protects && mount.fstype == TMPFS => Ok(()),
                     _ => Err(Reason::MountGone { mountpoint }),
                 }

@@ -5,7 +5,7 @@
 //! namespace, so both ends can move to the new address together. Everything else had its peer outside of what was
 //! frozen, and cannot follow: such a socket comes back closed, and the program gets an error at once.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::Reason;
@@ -23,6 +23,19 @@ pub struct FrozenNetwork {
     pub addresses: Vec<IpAddr>,
     /// Its Internet sockets.
     pub sockets: Vec<Socket>,
+    /// Its packet sockets.
+    pub packets: Vec<PacketSocket>,
+    /// The names of the interfaces that there were by number, where they are known.
+    pub interfaces: BTreeMap<u32, String>,
+}
+
+/// A packet socket of the images.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PacketSocket {
+    /// The numbers of the interfaces that it is bound to.
+    pub interfaces: BTreeSet<u32>,
+    /// The interface that it is bound to by name.
+    pub device: Option<String>,
 }
 
 /// An Internet socket of the images.
@@ -38,8 +51,12 @@ pub struct Socket {
     pub own: SocketAddr,
     /// Its peer's; port 0: it has none.
     pub peer: SocketAddr,
-    /// The interface that it is bound to.
+    /// The interface of its link-local address.
     pub interface: Option<String>,
+    /// The interface that it is bound to, `SO_BINDTODEVICE`.
+    pub device: Option<String>,
+    /// Whether it is a raw socket.
+    pub raw: bool,
 }
 
 /// The network side of the new container.
@@ -47,8 +64,8 @@ pub struct Socket {
 pub struct NewNetwork {
     /// The addresses of the sandbox but for those of the loopback interface, in the order of its interfaces.
     pub addresses: Vec<IpAddr>,
-    /// The names of its interfaces.
-    pub interfaces: BTreeSet<String>,
+    /// Its interfaces, and their numbers.
+    pub interfaces: BTreeMap<String, u32>,
     /// `thaw.dev/address`.
     pub address: Address,
     /// `thaw.dev/tcp`.
@@ -62,10 +79,18 @@ pub struct Sockets {
     pub addresses: Vec<(IpAddr, IpAddr)>,
     /// The sockets that come back closed, by number.
     pub closed: BTreeSet<u32>,
+    /// Old and new numbers of interfaces of packet sockets.
+    pub interfaces: Vec<(u32, u32)>,
 }
 
-/// Decides about every socket, or adds what is against it.
-pub(super) fn plan(frozen: &FrozenNetwork, new: &NewNetwork, reasons: &mut Vec<Reason>) -> Sockets {
+/// Decides about every socket, or adds what is against it. `may_raw`: whether the new container may open sockets below
+/// the transport.
+pub(super) fn plan(
+    frozen: &FrozenNetwork,
+    new: &NewNetwork,
+    may_raw: bool,
+    reasons: &mut Vec<Reason>,
+) -> Sockets {
     let old = if frozen.addresses.is_empty() { inferred(&frozen.sockets) } else { frozen.addresses.clone() };
     let addresses = match new.address {
         Address::Rewrite => moved(&old, &new.addresses),
@@ -84,7 +109,15 @@ pub(super) fn plan(frozen: &FrozenNetwork, new: &NewNetwork, reasons: &mut Vec<R
         if connected && !old.contains(&plain(socket.peer.ip())) {
             gone.insert(own);
         }
-        interfaces.extend(socket.interface.clone().filter(|name| !new.interfaces.contains(name)));
+        interfaces.extend(socket.interface.clone().filter(|name| !new.interfaces.contains_key(name)));
+    }
+    // CRIU binds closed ones too.
+    let devices = frozen.sockets.iter().map(|socket| &socket.device);
+    let devices = devices.chain(frozen.packets.iter().map(|socket| &socket.device)).flatten();
+    interfaces.extend(devices.filter(|name| !new.interfaces.contains_key(*name)).cloned());
+    let numbers = numbers(frozen, new, &mut interfaces, reasons);
+    if !may_raw && (!frozen.packets.is_empty() || frozen.sockets.iter().any(|socket| socket.raw)) {
+        reasons.push(Reason::RawSocket);
     }
     let keep = new.address == Address::Keep;
     reasons.extend(gone.into_iter().map(|address| match (new.tcp, keep) {
@@ -92,7 +125,27 @@ pub(super) fn plan(frozen: &FrozenNetwork, new: &NewNetwork, reasons: &mut Vec<R
         _ => Reason::AddressGone { address, keep },
     }));
     reasons.extend(interfaces.into_iter().map(|interface| Reason::InterfaceGone { interface }));
-    Sockets { addresses, closed }
+    Sockets { addresses, closed, interfaces: numbers }
+}
+
+/// The new number of each interface that packet sockets are bound to. Adds to `gone` those that the new pod lacks.
+fn numbers(
+    frozen: &FrozenNetwork,
+    new: &NewNetwork,
+    gone: &mut BTreeSet<String>,
+    reasons: &mut Vec<Reason>,
+) -> Vec<(u32, u32)> {
+    let used: BTreeSet<u32> = frozen.packets.iter().flat_map(|socket| &socket.interfaces).copied().collect();
+    let mut map = Vec::new();
+    for old in used {
+        match frozen.interfaces.get(&old).map(|name| (name, new.interfaces.get(name))) {
+            Some((_, Some(number))) if *number == old => {}
+            Some((_, Some(number))) => map.push((old, *number)),
+            Some((name, None)) => drop(gone.insert(name.clone())),
+            None => reasons.push(Reason::InterfaceUnknown { number: old }),
+        }
+    }
+    map
 }
 
 /// The addresses that a pod must have had, because sockets are bound to them: at most one of a kind, or it is not clear
@@ -171,7 +224,16 @@ mod tests {
     const OLD: [&str; 2] = ["10.88.0.5", "fd88::5"];
 
     fn socket(id: u32, proto: u32, state: u32, own: &str, peer: &str) -> Socket {
-        Socket { id, proto, state, own: own.parse().unwrap(), peer: peer.parse().unwrap(), interface: None }
+        Socket {
+            id,
+            proto,
+            state,
+            own: own.parse().unwrap(),
+            peer: peer.parse().unwrap(),
+            interface: None,
+            device: None,
+            raw: false,
+        }
     }
 
     fn listening(id: u32, own: &str) -> Socket {
@@ -187,14 +249,18 @@ mod tests {
     }
 
     fn new(addresses: &[&str]) -> NewNetwork {
-        let interfaces = ["lo", "eth0"].map(str::to_owned).into();
+        let interfaces = [("lo".to_owned(), 1), ("eth0".to_owned(), 5)].into();
         NewNetwork { addresses: ips(addresses), interfaces, ..NewNetwork::default() }
     }
 
     fn run(addresses: &[&str], sockets: &[Socket], new: &NewNetwork) -> (Sockets, Vec<String>) {
-        let frozen = FrozenNetwork { addresses: ips(addresses), sockets: sockets.to_vec() };
+        let frozen = FrozenNetwork {
+            addresses: ips(addresses),
+            sockets: sockets.to_vec(),
+            ..FrozenNetwork::default()
+        };
         let mut reasons = Vec::new();
-        let plan = plan(&frozen, new, &mut reasons);
+        let plan = plan(&frozen, new, false, &mut reasons);
         (plan, reasons.iter().map(ToString::to_string).collect())
     }
 
@@ -281,5 +347,43 @@ mod tests {
         bound.interface = Some("net1".into());
         let (_, reasons) = run(&OLD, &[bound], &new(&["10.88.0.9"]));
         assert!(reasons[0].contains("net1"), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_socket_bound_to_a_device_that_is_gone_is_a_reason_also_if_it_is_closed() {
+        for mut bound in [listening(1, "0.0.0.0:80"), connected(1, "10.88.0.5:80", "10.88.0.1:5000")] {
+            bound.device = Some("net1".into());
+            let (_, reasons) = run(&OLD, &[bound.clone()], &new(&["10.88.0.9", "fd88::9"]));
+            assert!(reasons.len() == 1 && reasons[0].contains("net1"), "{reasons:?}");
+            bound.device = Some("eth0".into());
+            assert!(run(&OLD, &[bound], &new(&["10.88.0.9", "fd88::9"])).1.is_empty());
+        }
+    }
+
+    #[test]
+    fn packet_sockets_go_to_the_interface_of_the_same_name_and_need_the_right_to_have_them() {
+        let packet = |interfaces: &[u32]| PacketSocket {
+            interfaces: interfaces.iter().copied().collect(),
+            device: None,
+        };
+        let names = [(1, "lo"), (2, "eth0"), (3, "net1")].map(|(number, name)| (number, name.to_owned()));
+        let judge = |interfaces: &[u32], may_raw| {
+            let packets = vec![packet(interfaces)];
+            let frozen =
+                FrozenNetwork { packets, interfaces: names.clone().into(), ..FrozenNetwork::default() };
+            let mut reasons = Vec::new();
+            let sockets = plan(&frozen, &new(&[]), may_raw, &mut reasons);
+            (sockets.interfaces, reasons.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(judge(&[], true), (vec![], vec![]));
+        assert_eq!(judge(&[1, 2], true), (vec![(2, 5)], vec![]));
+        let (_, reasons) = judge(&[3, 4], false);
+        for (reason, part) in reasons.iter().zip(["number 4", "NET_RAW", "\"net1\""]) {
+            assert!(reason.contains(part), "{reasons:?}");
+        }
+        assert_eq!(reasons.len(), 3);
+        let mut raw = listening(1, "0.0.0.0:1");
+        raw.raw = true;
+        assert!(run(&OLD, &[raw], &new(&["10.88.0.9"])).1[0].contains("NET_RAW"));
     }
 }

@@ -154,6 +154,24 @@ pub enum Reason {
         /// The paths.
         paths: Vec<PathBuf>,
     },
+    /// A GPU cannot take the place of another one.
+    #[error("{problem}")]
+    Gpu {
+        /// Why.
+        problem: String,
+    },
+    /// What was in the memory of a GPU cannot go to another one.
+    #[error(
+        "the container had other GPUs when frozen ({moved}), and NVIDIA's driver {version} can only bring back what was on the same ones: use driver {since} or later"
+    )]
+    GpuMoved {
+        /// Which.
+        moved: String,
+        /// The first number of the node's driver.
+        version: u32,
+        /// That of the first one that can.
+        since: u32,
+    },
     /// What is missing is what the plugin provides.
     #[error(
         "thaw-nri is not running on this node: it provides devices, driver files and addresses that a checkpoint knows"
@@ -225,6 +243,19 @@ pub enum Reason {
         /// Its name.
         interface: String,
     },
+    /// A packet socket is bound to an interface of which only the number is known.
+    #[error(
+        "a packet socket was bound to the interface with the number {number}, and the checkpoint does not say which one that was: freeze the pod again under the runtime class thaw"
+    )]
+    InterfaceUnknown {
+        /// Its number.
+        number: u32,
+    },
+    /// Sockets that the new container may not open.
+    #[error(
+        "a process had a raw or packet socket, which the new container may not open: give it the capability NET_RAW as it had"
+    )]
+    RawSocket,
     /// A file in an emptyDir volume that does not belong to the checkpoint.
     #[error(
         "the file {path:?} was open in the emptyDir volume {volume:?}, which is empty in the new pod: set thaw.dev/volumes: {volume} before the pod is frozen, and in the new pod"

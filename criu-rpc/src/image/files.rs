@@ -31,8 +31,16 @@ const DST_PORT: Tag = Tag::new(8, "isk.dst_port");
 const SRC_ADDR: Tag = Tag::new(11, "isk.src_addr");
 const DST_ADDR: Tag = Tag::new(12, "isk.dst_addr");
 
+// images/packet-sock.proto (packet_sock_entry, packet_mclist), images/sk-opts.proto (sk_opts_entry).
+const PSK: Tag = Tag::new(6, "psk");
+const IFINDEX: Tag = Tag::new(5, "psk.ifindex");
+const MCLIST: Tag = Tag::new(16, "psk.mclist");
+const MCLIST_INDEX: Tag = Tag::new(1, "psk.mclist.index");
+const BOUND_DEV: Tag = Tag::new(15, "opts.so_bound_dev");
+
 const REG_TYPE: u32 = 1;
 const INETSK_TYPE: u32 = 4;
+const PACKETSK_TYPE: u32 = 10;
 
 const SHUTDOWN: Tag = Tag::new(19, "isk.shutdown");
 
@@ -82,6 +90,17 @@ pub struct InetSocket {
     pub dst_port: u32,
     /// The interface of a link-local address.
     pub ifname: Option<OsString>,
+    /// The interface that it is bound to (`SO_BINDTODEVICE`).
+    pub bound_dev: Option<OsString>,
+}
+
+/// A packet socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PacketSocket {
+    /// The numbers of the interfaces that it is bound to, or whose groups it has joined.
+    pub interfaces: BTreeSet<u32>,
+    /// The interface that it is bound to by name (`SO_BINDTODEVICE`).
+    pub bound_dev: Option<OsString>,
 }
 
 /// Why addresses cannot be replaced.
@@ -110,6 +129,7 @@ pub struct Files {
     entries: Vec<Message>,
     reg_files: Vec<RegFile>,
     inet_sockets: Vec<InetSocket>,
+    packet_sockets: Vec<PacketSocket>,
 }
 
 impl Files {
@@ -123,6 +143,27 @@ impl Files {
     #[must_use]
     pub fn inet_sockets(&self) -> &[InetSocket] {
         &self.inet_sockets
+    }
+
+    /// All packet sockets.
+    #[must_use]
+    pub fn packet_sockets(&self) -> &[PacketSocket] {
+        &self.packet_sockets
+    }
+
+    /// Replaces the numbers of interfaces of packet sockets, old by new in one pass. How many sockets changed.
+    ///
+    /// # Errors
+    /// When a socket cannot be changed.
+    pub fn rewrite_interfaces(&mut self, map: &[(u32, u32)]) -> Result<usize, RewriteError> {
+        let mut entries = self.entries.clone();
+        let mut changed: usize = 0;
+        for (entry, message) in entries.iter_mut().enumerate() {
+            let failed = |source| RewriteError::View { source: ViewError::Field { entry, source } };
+            changed = changed.saturating_add(usize::from(renumber(message, map).map_err(failed)?));
+        }
+        *self = Self::read(entries).map_err(|source| RewriteError::View { source })?;
+        Ok(changed)
     }
 
     /// Replaces addresses, a socket's own as well as its peer's, old by new in one pass; an IPv4 address
@@ -210,7 +251,8 @@ impl Files {
     fn read(entries: Vec<Message>) -> Result<Self, ViewError> {
         let reg_files = each(&entries, reg_file)?.into_iter().flatten().collect();
         let inet_sockets = each(&entries, inet_socket)?.into_iter().flatten().collect();
-        Ok(Self { entries, reg_files, inet_sockets })
+        let packet_sockets = each(&entries, packet_socket)?.into_iter().flatten().collect();
+        Ok(Self { entries, reg_files, inet_sockets, packet_sockets })
     }
 }
 
@@ -256,7 +298,57 @@ fn inet_socket(entry: &Message) -> Result<Option<InetSocket>, FieldError> {
         dst: address(&socket, DST_ADDR)?,
         dst_port: number(8, "isk.dst_port")?,
         ifname: socket.text(Tag::new(17, "isk.ifname"))?,
+        bound_dev: bound_dev(&socket, Tag::new(14, "isk.opts"))?,
     }))
+}
+
+fn bound_dev(socket: &Message, opts: Tag) -> Result<Option<OsString>, FieldError> {
+    socket.message(opts)?.map_or(Ok(None), |opts| opts.text(BOUND_DEV))
+}
+
+/// The packet socket's own message, if the entry is one.
+fn packet(entry: &Message) -> Result<Option<Message>, FieldError> {
+    let is_one = entry.required_u32(TYPE)? == PACKETSK_TYPE;
+    if is_one { entry.required_message(PSK).map(Some) } else { Ok(None) }
+}
+
+fn packet_socket(entry: &Message) -> Result<Option<PacketSocket>, FieldError> {
+    let Some(socket) = packet(entry)? else { return Ok(None) };
+    let joined = memberships(&socket)?;
+    let joined = joined.iter().map(|group| group.required_u32(MCLIST_INDEX));
+    let mut interfaces = joined.collect::<Result<BTreeSet<u32>, _>>()?;
+    interfaces.insert(socket.required_u32(IFINDEX)?);
+    // Bound to none.
+    interfaces.remove(&0);
+    Ok(Some(PacketSocket { interfaces, bound_dev: bound_dev(&socket, Tag::new(7, "psk.opts"))? }))
+}
+
+fn memberships(socket: &Message) -> Result<Vec<Message>, FieldError> {
+    let parse = |bytes: &[u8]| Message::parse(bytes).map_err(|source| MCLIST.no_message(source));
+    socket.all_bytes(MCLIST)?.into_iter().map(parse).collect()
+}
+
+/// Replaces the numbers of interfaces of one entry; whether it had any of them.
+fn renumber(entry: &mut Message, map: &[(u32, u32)]) -> Result<bool, FieldError> {
+    let Some(mut socket) = packet(entry)? else { return Ok(false) };
+    let new = |old: u32| map.iter().find(|(from, _)| *from == old).map(|(_, to)| u64::from(*to));
+    let bound = new(socket.required_u32(IFINDEX)?);
+    if let Some(number) = bound {
+        socket.set_u64(IFINDEX, number);
+    }
+    let mut changed = bound.is_some();
+    let mut groups = memberships(&socket)?;
+    for group in &mut groups {
+        if let Some(number) = new(group.required_u32(MCLIST_INDEX)?) {
+            group.set_u64(MCLIST_INDEX, number);
+            changed = true;
+        }
+    }
+    if changed {
+        socket.set_all_bytes(MCLIST, groups.iter().map(Message::as_bytes));
+        entry.set_bytes(PSK, socket.as_bytes());
+    }
+    Ok(changed)
 }
 
 /// An address: its words hold the bytes in network order, whatever the machine's own order.
@@ -432,6 +524,33 @@ mod tests {
         socket.set_u32s(SRC_ADDR, &[1, 2]);
         let image = ImageFile::new(Kind::Files, vec![entry(INETSK_TYPE, ISK, &socket)]);
         assert!(Files::from_image(image).is_err());
+    }
+
+    #[test]
+    fn packet_sockets_follow_their_interfaces_to_new_numbers() {
+        let mut group = Message::default();
+        group.set_u64(MCLIST_INDEX, 3);
+        group.set_bytes(Tag::new(3, "addr"), b"\x01\x00\x5e\x00\x00\x01");
+        let mut socket = Message::default();
+        socket.set_u64(Tag::new(1, "id"), 9);
+        socket.set_u64(IFINDEX, 2);
+        socket.set_bytes(Tag::new(7, "opts"), &encoded_bound_dev("eth0"));
+        socket.set_all_bytes(MCLIST, [group.as_bytes()]);
+        let mut files = files(&[entry(PACKETSK_TYPE, PSK, &socket), listening(2, "10.0.0.1", "0.0.0.0")]);
+        let numbers =
+            |files: &Files| files.packet_sockets()[0].interfaces.iter().copied().collect::<Vec<_>>();
+        assert_eq!(numbers(&files), [2, 3]);
+        assert_eq!(files.packet_sockets()[0].bound_dev.as_deref(), Some("eth0".as_ref()));
+        assert_eq!(files.rewrite_interfaces(&[(7, 8)]), Ok(0));
+        assert_eq!(files.rewrite_interfaces(&[(2, 3), (3, 12)]), Ok(1));
+        assert_eq!(numbers(&files), [3, 12]);
+        assert_eq!(files.inet_sockets()[0].bound_dev, None);
+    }
+
+    fn encoded_bound_dev(name: &str) -> Vec<u8> {
+        let mut opts = Message::default();
+        opts.set_bytes(BOUND_DEV, name.as_bytes());
+        opts.as_bytes().to_vec()
     }
 
     #[test]

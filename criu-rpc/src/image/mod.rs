@@ -34,7 +34,7 @@ pub use self::{
     core::{Core, Creds},
     dir::{ImagesDir, LoadError},
     file::{FormatError, ImageFile, Kind},
-    files::{Files, InetSocket, RegFile, RewriteError},
+    files::{Files, InetSocket, PacketSocket, RegFile, RewriteError},
     ids::Ids,
     inventory::{Inventory, Lsm},
     message::{FieldError, Message, Tag},

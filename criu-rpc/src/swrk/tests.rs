@@ -57,6 +57,16 @@ fn the_process_has_what_it_was_given_and_nothing_else() {
 }
 
 #[test]
+fn a_folder_comes_before_all_others_and_variables_are_set() {
+    let (reader, writer) = pipe();
+    let mut swrk = Swrk::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/show-variables.sh"));
+    swrk.search_first("/first".into()).env("MAP", "a=b,c=d");
+    swrk.inherit(writer);
+    let session = swrk.spawn().unwrap();
+    assert_eq!((text(reader).as_str(), reap(session.pid())), ("/first a=b,c=d\n", 0));
+}
+
+#[test]
 fn given_stdio_becomes_0_1_and_2_in_this_order() {
     let (reader, writer) = pipe();
     let open = |path| OwnedFd::from(File::open(path).unwrap());

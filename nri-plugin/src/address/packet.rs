@@ -17,6 +17,14 @@ impl fmt::Display for Mac {
     }
 }
 
+impl Mac {
+    /// Whether a card can have it: it is not nothing, and means no group.
+    pub(super) fn is_one_cards(&self) -> bool {
+        let [first, ..] = self.0;
+        self.0 != [0; 6] && first & 1 == 0
+    }
+}
+
 /// Everybody on the link.
 pub(super) const BROADCAST: Mac = Mac([0xff; 6]);
 /// Ethernet and IPv4, with their lengths.
@@ -163,5 +171,6 @@ mod tests {
             assert_eq!(claim(&[], ip, OWN), None);
         }
         assert_eq!(OTHER.to_string(), "02:00:00:00:00:02");
+        assert!(OTHER.is_one_cards() && !BROADCAST.is_one_cards() && !Mac([0; 6]).is_one_cards());
     }
 }

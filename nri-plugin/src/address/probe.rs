@@ -4,11 +4,11 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
 };
@@ -23,25 +23,36 @@ const IPV6: u16 = 0x86dd;
 const TIMES: u32 = 2;
 /// How long an answer is waited for.
 const WAIT: Duration = Duration::from_millis(200);
+/// How many packets are looked at in one go.
+const MOST: usize = 4096;
 
-/// Whether somebody has one of the addresses, and who.
+/// One family's socket, and the addresses that it asks for.
+struct Asking {
+    socket: OwnedFd,
+    protocol: u16,
+    addresses: Vec<IpAddr>,
+}
+
+/// Whether somebody has one of the addresses, and who. Takes `TIMES * WAIT`.
 ///
 /// # Errors
 /// When the kernel does not let one ask.
 pub(super) fn ask(interface: u32, own: Mac, addresses: &[IpAddr]) -> io::Result<Option<(IpAddr, Mac)>> {
-    let families = [(ARP, true), (IPV6, false)].map(|(protocol, v4)| {
-        let of_family: Vec<_> = addresses.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect();
-        (protocol, of_family)
-    });
-    for (protocol, addresses) in families.iter().filter(|(_, addresses)| !addresses.is_empty()) {
-        let socket = open(interface, *protocol)?;
-        for _ in 0..TIMES {
+    let mut asking = Vec::new();
+    for (protocol, v4) in [(ARP, true), (IPV6, false)] {
+        let addresses: Vec<_> = addresses.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect();
+        if !addresses.is_empty() {
+            asking.push(Asking { socket: open(interface, protocol)?, protocol, addresses });
+        }
+    }
+    for _ in 0..TIMES {
+        for Asking { socket, protocol, addresses } in &asking {
             for address in addresses {
-                send(&socket, interface, *protocol, &probe(*address, own))?;
+                send(socket, interface, *protocol, &probe(*address, own))?;
             }
-            if let Some(found) = listen(&socket, own, addresses)? {
-                return Ok(Some(found));
-            }
+        }
+        if let Some(found) = listen(&asking, own)? {
+            return Ok(Some(found));
         }
     }
     Ok(None)
@@ -73,25 +84,45 @@ fn send(socket: &OwnedFd, interface: u32, protocol: u16, packet: &Packet) -> io:
     Ok(())
 }
 
-fn listen(socket: &OwnedFd, own: Mac, addresses: &[IpAddr]) -> io::Result<Option<(IpAddr, Mac)>> {
+/// Reads what has come until the wait is over, and then what is there already: on a busy node this thread may have slept
+/// all the while.
+fn listen(asking: &[Asking], own: Mac) -> io::Result<Option<(IpAddr, Mac)>> {
     let until = Instant::now() + WAIT;
-    let mut buffer = [0; 1500];
     loop {
         let left = until.saturating_duration_since(Instant::now());
+        let wait = Timespec::try_from(left).unwrap_or_default();
+        let mut sockets: Vec<_> = asking.iter().map(|one| PollFd::new(&one.socket, PollFlags::IN)).collect();
+        match poll(&mut sockets, Some(&wait)) {
+            Ok(0) => return Ok(None),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        for one in asking {
+            if let Some(found) = heard(one, own)? {
+                return Ok(Some(found));
+            }
+        }
         if left.is_zero() {
             return Ok(None);
         }
-        // The kernel takes nothing for no limit.
-        set_socket_timeout(socket.as_fd(), Timeout::Recv, Some(left.max(Duration::from_millis(1))))?;
-        let length = match recv(socket, &mut buffer[..], RecvFlags::empty()) {
+    }
+}
+
+/// What is there to be read. No more of it than the link brings in a busy second, whoever fills it.
+fn heard(one: &Asking, own: Mac) -> io::Result<Option<(IpAddr, Mac)>> {
+    let mut buffer = [0; 1500];
+    for _ in 0..MOST {
+        let length = match recv(&one.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
             Ok((length, _)) => length,
-            Err(Errno::AGAIN | Errno::INTR) => continue,
+            Err(Errno::AGAIN) => break,
+            Err(Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
         };
         let packet = buffer.get(..length).unwrap_or_default();
-        let heard = addresses.iter().find_map(|ip| Some((*ip, claim(packet, *ip, own)?)));
+        let heard = one.addresses.iter().find_map(|ip| Some((*ip, claim(packet, *ip, own)?)));
         if heard.is_some() {
             return Ok(heard);
         }
     }
+    Ok(None)
 }

@@ -17,12 +17,14 @@ use nri_plugin::nri::{self, Identity, Plugin, Refused, Session};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::HarnessError;
+use super::{HarnessError, process};
 
 /// Which devices a pod is given by [`Injector`]: `/dev/gpu0=1:3`, commas between them.
 pub const DEVICES: &str = "test.example/devices";
 /// Which files of the node it is given: `/in/the/pod=/on/the/node`, commas between them.
 pub const FILES: &str = "test.example/files";
+/// Which further interfaces its network gets, before anything runs in it, commas between them.
+pub const LINKS: &str = "test.example/links";
 /// How long a plugin may take to be known to the runtime, or to end.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -212,7 +214,15 @@ impl Plugin for Injector {
     fn events(&self) -> &[Event] {
         &nri::ALL
     }
-    async fn run_pod_sandbox(&self, _: PodSandbox) -> Result<(), Refused> {
+    async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refused> {
+        let network = pod.linux.namespaces.iter().find(|namespace| namespace.type_ == "network");
+        let names = pod.annotations.get(LINKS).map(|names| names.split(','));
+        for (name, network) in names.into_iter().flatten().zip(network.into_iter().cycle()) {
+            let script = format!("ip link add {name} type bridge && ip link set {name} up");
+            let namespace = format!("--net={}", network.path);
+            process::output("nsenter", &[&namespace, "sh", "-c", &script])
+                .map_err(|error| Refused(error.to_string()))?;
+        }
         self.at("run-pod").await
     }
     async fn stop_pod_sandbox(&self, _: PodSandbox) -> Result<(), Refused> {

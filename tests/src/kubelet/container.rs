@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::cri::api::{
-    ContainerConfig, ContainerMetadata, Image, ImageSpec, KeyValue, LinuxContainerConfig,
+    CdiDevice, ContainerConfig, ContainerMetadata, Image, ImageSpec, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, Mount,
 };
 use super::env;
 use super::pod_spec::{Container, Pod, PortProtocol, TerminationMessagePolicy};
 use super::sandbox::identity_labels;
 use super::security::{self, ImageUser};
+
+/// The annotation of a pod that plays a device plugin: which CDI devices kubelet passes on, commas between them.
+pub const CDI: &str = "test.example/cdi";
 
 /// One instance of a container, and what its description is made from.
 #[derive(Debug)]
@@ -63,6 +66,7 @@ impl Instance<'_> {
             mounts: self.mounts,
             labels: labels(pod, self.uid, container),
             annotations: annotations(pod, container, self.attempt),
+            cdi_devices: cdi_devices(pod),
             log_path: log_path(container, self.attempt).to_string_lossy().into_owned(),
             stdin: container.stdin,
             stdin_once: container.stdin_once,
@@ -101,6 +105,11 @@ pub fn mount(container_path: &str, host_path: &Path, readonly: bool) -> Mount {
 fn labels(pod: &Pod, uid: &str, container: &Container) -> HashMap<String, String> {
     let name = ("io.kubernetes.container.name".to_owned(), container.name.clone());
     identity_labels(pod, uid).into_iter().chain([name]).collect()
+}
+
+fn cdi_devices(pod: &Pod) -> Vec<CdiDevice> {
+    let names = pod.metadata.annotations.get(CDI).map(|names| names.split(','));
+    names.into_iter().flatten().map(|name| CdiDevice { name: name.to_owned() }).collect()
 }
 
 fn annotations(pod: &Pod, container: &Container, attempt: u32) -> HashMap<String, String> {

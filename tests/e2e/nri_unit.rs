@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `thaw-nri` as the service that packages install, under systemd and with the rights that its unit leaves it: over a
+//! restart of the runtime and its own death nothing of what it knows is lost.
+
+#![allow(clippy::tests_outside_test_module, clippy::unwrap_used, reason = "the whole file is tests")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thaw_tests::harness::pods::RESTORE;
+use thaw_tests::harness::thaw::Imported;
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, process};
+use thaw_tests::kubelet::patience::patient;
+use thaw_tests::kubelet::pod_spec::Pod;
+
+const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim, Need::SystemdDriver];
+const UNIT: &str = "thaw-nri.service";
+/// How long a service may take to do what it is told.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn systemctl(arguments: &[&str]) -> Result<String, HarnessError> {
+    process::output("systemctl", arguments)
+}
+
+/// The unit as packages install it; gone when this is dropped.
+struct Service {
+    unit: PathBuf,
+    program: PathBuf,
+}
+
+impl Service {
+    fn start() -> Result<Self, HarnessError> {
+        let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(UNIT);
+        let service = Self {
+            unit: Path::new("/run/systemd/system").join(UNIT),
+            program: "/usr/libexec/thaw/thaw-nri".into(),
+        };
+        std::fs::create_dir_all(service.program.parent().unwrap()).unwrap();
+        // Copied, as a package does: the unit does not let it see all of this machine.
+        std::fs::copy("/usr/local/bin/thaw-nri", &service.program).unwrap();
+        std::fs::copy(packaged, &service.unit).unwrap();
+        systemctl(&["daemon-reload"])?;
+        systemctl(&["start", UNIT])?;
+        Ok(service)
+    }
+
+    /// What it has logged.
+    fn log(&self) -> Result<String, HarnessError> {
+        process::output("journalctl", &["--unit", UNIT, "--output", "cat", "--no-pager"])
+    }
+
+    /// Waits until it has been told all pods so many times, and says that it is well.
+    fn wait_for(&self, times: usize) -> Tested {
+        let began = Instant::now();
+        while self.log()?.matches("synchronized").count() < times || !healthy() {
+            assert!(began.elapsed() < patient(LIMIT), "{times}: {}", self.log()?);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        println!("{}", self.log().unwrap_or_default());
+        let _ = systemctl(&["stop", UNIT]);
+        let _ = std::fs::remove_file(&self.unit);
+        let _ = std::fs::remove_file(&self.program);
+        let _ = systemctl(&["daemon-reload"]);
+    }
+}
+
+/// What `/healthz` says.
+fn healthy() -> bool {
+    let Ok(mut stream) = UnixStream::connect("/run/thaw/metrics.sock") else { return false };
+    let request = b"GET /healthz HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n";
+    let mut answer = String::new();
+    let asked = stream.write_all(request).and_then(|()| stream.read_to_string(&mut answer));
+    asked.is_ok() && answer.starts_with("HTTP/1.1 200")
+}
+
+fn sleeper(node: &Node, name: &str) -> Result<Pod, HarnessError> {
+    node.shell_pod(name, "while :; do sleep 1; done")
+}
+
+/// A pod that wants the address that another one has, of which only the service knows.
+async fn is_kept_from(node: &Node, imported: &Imported, name: &str) -> Tested {
+    let pod = sleeper(node, name)?.annotated(RESTORE, &imported.reference());
+    let error = node.kubelet.run(pod.annotated("thaw.dev/address", "keep")).await.unwrap_err();
+    let message = error.cri_message().unwrap_or_default().to_owned();
+    let owner = format!("belongs to pod {}/owner of this node", node.namespace);
+    assert!(message.contains(&owner), "{name}: {message}");
+    node.remove(&node.kubelet.find(&node.namespace, name)?).await
+}
+
+#[tokio::test]
+async fn the_service_outlives_its_runtime_and_comes_back_when_it_dies_and_knows_all_pods_again() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let owner = node.run(sleeper(&node, "owner")?).await?;
+    let imported = node.freeze_into_store(&owner).await?;
+    let service = Service::start()?;
+    service.wait_for(1)?;
+    is_kept_from(&node, &imported, "first").await?;
+
+    systemctl(&["restart", "containerd.service"])?;
+    service.wait_for(2)?;
+    is_kept_from(&node, &imported, "after-the-runtime").await?;
+
+    systemctl(&["kill", "--signal", "KILL", UNIT])?;
+    service.wait_for(3)?;
+    assert_eq!(systemctl(&["show", "--property", "NRestarts", "--value", UNIT])?.trim(), "1");
+    is_kept_from(&node, &imported, "after-its-death").await?;
+
+    // What its unit allows is enough to give the address.
+    node.remove(&owner).await?;
+    let kept = sleeper(&node, "kept")?.annotated(RESTORE, &imported.reference());
+    let kept = node.run(kept.annotated("thaw.dev/address", "keep")).await?;
+    let command = ["ip", "-o", "address", "show", "dev", "eth0"].map(str::to_owned);
+    let seen = node.kubelet.exec(&kept, "", &command, 10).await?.stdout;
+    assert!(seen.contains(&format!("{}/32", owner.ip)), "{seen}");
+    node.remove(&kept).await?;
+    drop(service);
+    node.leave().await
+}
