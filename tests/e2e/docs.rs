@@ -151,22 +151,35 @@ async fn the_commands_for_the_store_do_what_the_page_says() -> Tested {
     let state = node.run_counter(node.counter_pod("trainer", 1)?).await?;
     let archive = node.kubelet.checkpoint(&state, "", None).await?;
     node.remove(&state).await?;
-    let mut done = Vec::new();
+    let svg = tempfile::NamedTempFile::new().unwrap();
+    let (mut done, mut restored) = (Vec::new(), None);
     for mut command in commands("operate/operate.md") {
         for word in &mut command {
             if word.starts_with("/var/lib/kubelet/checkpoints/checkpoint-") {
                 archive.to_str().unwrap().clone_into(word);
             }
+            if word == "trainer.svg" {
+                svg.path().to_str().unwrap().clone_into(word);
+            }
         }
         let words: Vec<_> = command.iter().map(String::as_str).collect();
+        if words[0] == "trace" && restored.is_none() {
+            process::output("thaw", &["import", archive.to_str().unwrap()])?;
+            let again = node.counter_pod("trainer", 1)?.annotated("thaw.dev/restore", "latest");
+            restored = Some(node.run(again).await?);
+        }
         let said = process::output("thaw", &words)?;
-        match words[0] {
-            "rm" => assert!(said.contains("removed"), "{said}"),
+        match words[..] {
+            ["rm", ..] => assert!(said.contains("removed"), "{said}"),
+            [_, _, "--svg", _] => assert!(std::fs::read_to_string(svg.path()).unwrap().contains("trainer")),
             _ => assert!(said.contains("trainer"), "{said}"),
         }
         done.push(words[0].to_owned());
     }
-    assert_eq!(done, ["import", "list", "list", "inspect", "rm"]);
+    assert_eq!(done, ["import", "list", "list", "inspect", "rm", "trace", "trace"]);
+    node.remove(&restored.unwrap()).await?;
+    process::output("thaw", &["rm", "team/trainer/latest"])?;
+    drop(svg);
     std::fs::remove_file(archive).unwrap();
     node.leave().await
 }
