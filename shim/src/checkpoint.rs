@@ -165,6 +165,7 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
             if let Some(thawed) = &thawed {
                 thawed.refreeze()?;
             }
+            crate::linked::refuse(images)?;
             // Now files that have lost the name under which they are open have the one that the images give them.
             crate::volumes::save(&container.spec, images)?;
         }

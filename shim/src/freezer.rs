@@ -212,6 +212,15 @@ mod tests {
     }
 
     #[test]
+    fn the_root_of_a_hierarchy_is_not_frozen() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("cgroup.procs"), "").unwrap();
+        let root = Freezer::of(dir.path());
+        assert!(!root.is_frozen().unwrap() && root.with_stopped().unwrap().is_none());
+        root.past_vfork().unwrap();
+    }
+
+    #[test]
     fn one_without_a_stopped_process_is_as_it_was() {
         for state in ["FROZEN", "THAWED"] {
             let dir = cgroup(state);

@@ -11,6 +11,7 @@ use std::time::Duration;
 mod abandoned;
 mod adopt;
 mod any;
+mod asker;
 #[allow(unsafe_code)] // bpf(2)
 mod bpf;
 mod cgroup;
@@ -34,6 +35,7 @@ mod implied;
 mod inotify;
 mod kill;
 mod limits;
+mod linked;
 mod logging;
 mod members;
 #[allow(unsafe_code)] // the allocator's and madvise's calls, and the environment before there are threads

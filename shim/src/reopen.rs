@@ -21,7 +21,7 @@ use crate::frozen::{FILES, Images};
 use crate::volumes::{EMPTY_DIRS, SANDBOX_UID, SUB_PATHS, is_of_sandbox, pod_dir};
 
 /// The image of files without a name.
-const REMAPS: &str = "remap-fpath.img";
+pub(crate) const REMAPS: &str = "remap-fpath.img";
 /// `O_APPEND`. Source: Linux include/uapi/asm-generic/fcntl.h.
 const APPEND: u32 = 0o2000;
 /// Where the kubelet's atomic writer has the current content. Source: Kubernetes pkg/volume/util/atomic_writer.go.

@@ -19,6 +19,7 @@ use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use log::{debug, info};
 
+use crate::asker::Asker;
 use crate::error::TaskError;
 use crate::pod::Pod;
 use crate::process::Process;
@@ -143,10 +144,13 @@ impl Task for TaskService {
     async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> TtrpcResult<Empty> {
         let container = self.pod.container(&req.id)?;
         let pod = self.pod.clone();
-        detached(
-            async move { checkpoint::checkpoint(&pod, &container, &req.path, req.options.as_ref()).await },
-        )
-        .await?;
+        let asker = Asker::new(&pod, &container);
+        let done = detached(async move {
+            checkpoint::checkpoint(&pod, &container, &req.path, req.options.as_ref()).await
+        });
+        let done = done.await;
+        asker.answered();
+        done?;
         Ok(Empty::new())
     }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Checkpoints of ordinary containers.
 
+use std::time::Duration;
+
 use containerd_shim_protos::api::Status;
 
 use crate::SLEEP;
@@ -61,4 +63,21 @@ async fn the_configured_criu_makes_checkpoints_too() {
     let shim = node.shim(&bundle).await;
     shim.run(&bundle).await;
     shim.checkpoint("c1", &node.path("images")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_frozen_container_goes_on_when_nobody_waits_for_its_checkpoint_any_more() {
+    let Some(node) = Node::new().await else { return };
+    let bundle = Bundle::new(&node, "c1", &SLEEP);
+    let shim = node.shim(&bundle).await;
+    shim.run(&bundle).await;
+    let images = node.path("images");
+    std::fs::create_dir(&images).unwrap();
+    // CRIU takes longer than whoever asked waits, however late it starts.
+    node.criu("notify pre-dump\nsleep 1000\nnotify post-dump\nreply ok");
+    shim.pause("c1").await.unwrap();
+    assert!(shim.checkpoint_is_late("c1", &images, Duration::from_millis(200)).await);
+    let story = shim.story("c1", "resumed").await;
+    assert_eq!(story, ["create", "start", "paused", "checkpointed", "resumed"]);
+    assert_eq!(shim.status("c1").await, Status::RUNNING);
 }

@@ -193,6 +193,18 @@ impl<'n> Shim<'n> {
         answer("checkpoint", self.client.checkpoint(Context::default(), &request)).await.map(drop)
     }
 
+    /// The same by somebody who waits no longer than `limit`; whether that was too short.
+    pub(crate) async fn checkpoint_is_late(
+        &self,
+        id: &str,
+        path: &std::path::Path,
+        limit: std::time::Duration,
+    ) -> bool {
+        let request =
+            CheckpointTaskRequest { id: id.into(), path: path.display().to_string(), ..Default::default() };
+        self.client.checkpoint(ttrpc::context::with_duration(limit), &request).await.is_err()
+    }
+
     pub(crate) async fn shutdown(&self) -> Answer<()> {
         let request = ShutdownRequest { id: "any".into(), ..Default::default() };
         answer("shutdown", self.client.shutdown(Context::default(), &request)).await.map(drop)

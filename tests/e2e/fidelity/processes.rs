@@ -15,7 +15,7 @@ const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
 
 static GROUP: Group = Group::new("processes");
 
-rows!(GROUP; process_tree, threads, zombie, stopped, sessions_and_groups, parent_ended, signals_pending, signals_handled, posix_timers, timerfd, interval_timers, clocks, a_sleep, nice_and_scheduling, resource_limits, umask_directory_and_root, groups, capabilities, secure_bits, no_new_privileges, seccomp_filter, parent_death_signal, child_subreaper, not_dumpable, no_huge_pages, process_name, private_memory, private_file_mapping, shared_memory, memfd, pidfd);
+rows!(GROUP; process_tree, threads, zombie, stopped, sessions_and_groups, parent_ended, signals_pending, signals_handled, posix_timers, timerfd, interval_timers, clocks, a_sleep, nice_and_scheduling, resource_limits, umask_directory_and_root, groups, capabilities, secure_bits, no_new_privileges, seccomp_filter, parent_death_signal, child_subreaper, not_dumpable, no_huge_pages, process_name, private_memory, private_file_mapping, shared_memory, system_v_ipc, memfd, pidfd);
 
 #[tokio::test]
 async fn proc_shows_every_process_as_it_was() -> Tested {

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use thaw_tests::bench::{self, AppsArgs, RestoreArgs, ShimArgs};
+use thaw_tests::bench::{self, AppsArgs, RestoreArgs, RootfsArgs, ShimArgs};
 
 /// Measures on a disposable node; run it with scripts/bench.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ enum What {
     Shim(ShimArgs),
     /// Real programs, started afresh and restored, until the same useful answer.
     Apps(AppsArgs),
+    /// Restores with writable layers of all sizes.
+    Rootfs(RootfsArgs),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -30,6 +32,7 @@ async fn main() -> ExitCode {
         What::Restore(args) => bench::restore(args).await,
         What::Shim(args) => bench::shim(args).await,
         What::Apps(args) => bench::apps(args).await,
+        What::Rootfs(args) => bench::rootfs(args).await,
     };
     match measured {
         Ok(()) => ExitCode::SUCCESS,

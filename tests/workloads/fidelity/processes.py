@@ -330,6 +330,40 @@ def resource_limits():
 
 
 @row
+def system_v_ipc():
+    """A segment that two processes have attached, a set of semaphores, a queue with messages in it."""
+    ipc_creat, ipc_nowait, getval, setval = 0o1000, 0o4000, 12, 16
+    libc.shmat.restype = ctypes.c_void_p
+    segment = call("shmget", 0x7A01, 8192, ipc_creat | 0o600)
+    attached = lambda: (ctypes.c_char * 8192).from_address(libc.shmat(segment, None, 0))
+    memory = attached()
+    other = Asked(lambda own=attached(): own.value)
+    semaphores = call("semget", 0x7A02, 3, ipc_creat | 0o600)
+    for number in range(3):
+        call("semctl", semaphores, number, setval, 5 + number)
+    queue = call("msgget", 0x7A03, ipc_creat | 0o600)
+    send = lambda kind, text: call("msgsnd", queue, struct.pack("l16s", kind, text), 16, ipc_nowait)
+
+    def receive(kind):
+        message = ctypes.create_string_buffer(24)
+        call("msgrcv", queue, message, 16, ctypes.c_long(kind), ipc_nowait)
+        return message.raw[8:].rstrip(b"\0")
+
+    life = 0
+    while True:
+        memory.value = b"life %d" % life
+        send(3, b"third")
+        send(1, b"first")
+        yield
+        same(b"life %d" % life, memory.value)
+        same(repr(memory.value), other())
+        same(segment, call("shmget", 0x7A01, 8192, 0))
+        same([5, 6, 7], [call("semctl", semaphores, number, getval) for number in range(3)])
+        same([b"first", b"third"], [receive(1), receive(0)])
+        life += 1
+
+
+@row
 def umask_directory_and_root():
     """umask, working directory, and a root directory of its own."""
     os.makedirs("/var/tmp/cell/inner", exist_ok=True)
