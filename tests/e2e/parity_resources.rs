@@ -399,3 +399,32 @@ async fn with_cgroup_v2_it_is_in_its_own_cgroup_and_sees_that_as_the_root() -> T
     })
     .await
 }
+
+#[tokio::test]
+async fn with_systemd_it_is_a_scope_whose_rules_for_devices_outlive_a_reload() -> Tested {
+    hold_with(&[NEEDS, &[Need::SystemdDriver]].concat(), EVERY, async |case| {
+        let state = case.spec("", LIMITED).await?;
+        // runc has systemd hold rules for devices as well as its own program; a restored container has the program alone.
+        // Nodes for what every container may use, and for what none may.
+        case.sh(&state, "mknod /tmp/null c 1 3; mknod /tmp/fuse c 10 229; mknod /tmp/loop b 7 0").await?;
+        let open = "echo x > /tmp/null && echo fine; head -c 1 /tmp/fuse; head -c 1 /tmp/loop; \
+                    mknod /tmp/later c 1 11 && echo made; rm -f /tmp/later";
+        let before = case.sh(&state, open).await?;
+        assert_eq!(before.matches("Operation not permitted").count(), 2, "{before}");
+        process::output("systemctl", &["daemon-reload"])?;
+        assert_eq!(case.sh(&state, open).await?, before);
+        let more = LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() };
+        update(&case, &state, more).await.map_err(|said| HarnessError::answer("the runtime", said))?;
+        process::output("systemctl", &["daemon-reload"])?;
+        assert_eq!(case.sh(&state, open).await?, before);
+        let scope = format!("cri-containerd-{}.scope", state.container("")?.id);
+        let names = "Slice,Delegate,MemoryMax,CPUQuotaPerSecUSec,CPUWeight,TasksMax,ActiveState";
+        let unit = process::output("systemctl", &["show", "--property", names, &scope])?;
+        let mut unit: Vec<_> =
+            unit.lines().map(|line| case.nameless(line, &state).replace(&state.cgroup, "POD")).collect();
+        unit.sort();
+        let (_, slice) = state.cgroup.rsplit_once('/').unwrap_or_default();
+        Ok((before, unit.into_iter().map(|line| line.replace(slice, "SLICE")).collect::<Vec<_>>()))
+    })
+    .await
+}
