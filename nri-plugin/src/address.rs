@@ -52,11 +52,19 @@ struct Owner {
     pod: String,
     /// Whether it is an old address, of which whoever gives out addresses does not know.
     kept: bool,
+    /// Its network namespace.
+    netns: Option<PathBuf>,
 }
 
 impl Owner {
     fn of(pod: &PodSandbox, kept: bool) -> Self {
-        Self { sandbox: pod.id.clone(), pod: format!("{}/{}", pod.namespace, pod.name), kept }
+        let named = format!("{}/{}", pod.namespace, pod.name);
+        Self { sandbox: pod.id.clone(), pod: named, kept, netns: netns(pod) }
+    }
+
+    /// Whether its network has gone. A pod's end may come while nobody tells us of it.
+    fn is_gone(&self) -> bool {
+        self.netns.as_ref().is_some_and(|path| !path.exists())
     }
 }
 
@@ -91,7 +99,8 @@ impl Owners {
     pub(crate) fn note(&self, pod: &PodSandbox) -> Result<(), String> {
         let mut owners = self.lock();
         let others = given(pod).filter_map(|ip| Some((ip, owners.get(&ip)?)));
-        let mut kept = others.filter(|(_, owner)| owner.kept && owner.sandbox != pod.id);
+        let others = others.filter(|(_, owner)| owner.sandbox != pod.id && !owner.is_gone());
+        let mut kept = others.filter(|(_, owner)| owner.kept);
         if let Some((ip, owner)) = kept.next() {
             return Err(format!("{ip} is kept by pod {}: the next try gives another address", owner.pod));
         }
@@ -111,6 +120,7 @@ impl Owners {
     /// Every address that another pod has; none is noted then.
     fn reserve(&self, pod: &PodSandbox, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
         let mut owners = self.lock();
+        owners.retain(|ip, owner| !addresses.contains(ip) || !owner.is_gone());
         let others = addresses.iter().filter_map(|ip| Some((ip, owners.get(ip)?)));
         let taken = others.filter(|(_, owner)| owner.sandbox != pod.id);
         let taken: Vec<_> =
@@ -127,6 +137,15 @@ impl Owners {
     fn release(&self, addresses: &[IpAddr]) {
         self.lock().retain(|ip, _| !addresses.contains(ip));
     }
+}
+
+/// A pod's network namespace; none where it has the node's.
+fn netns(pod: &PodSandbox) -> Option<PathBuf> {
+    let mut networks = pod.linux.namespaces.iter().filter(|namespace| namespace.type_ == "network");
+    networks
+        .next()
+        .map(|namespace| PathBuf::from(&namespace.path))
+        .filter(|path| !path.as_os_str().is_empty())
 }
 
 /// The addresses that the runtime gave a pod.
@@ -177,9 +196,7 @@ pub(crate) async fn keep(owners: &Owners, pod: &PodSandbox, old: &Old) -> Result
             "the checkpoint does not say which address its pod had: leave out thaw.dev/address: keep".into(),
         );
     }
-    let namespaces = pod.linux.namespaces.iter();
-    let Some(netns) = namespaces.filter(|ns| ns.type_ == "network").map(|ns| PathBuf::from(&ns.path)).next()
-    else {
+    let Some(netns) = netns(pod) else {
         return Err("a pod with the node's network cannot keep another address: leave out hostNetwork".into());
     };
     let reserved = owners.reserve(pod, &wanted)?;
@@ -332,6 +349,8 @@ async fn addresses(handle: &Handle, index: u32) -> Result<Vec<IpAddr>, KeepError
 
 #[cfg(test)]
 mod tests {
+    use nri_plugin::nri::api::LinuxNamespace;
+
     use super::*;
 
     fn pod(id: &str, ips: &[&str]) -> PodSandbox {
@@ -389,6 +408,28 @@ mod tests {
         owners.note(&pod("a", &["10.88.0.1"])).unwrap();
         owners.reset(std::slice::from_ref(&a), &[]);
         owners.note(&pod("new", &["10.88.0.2"])).unwrap();
+    }
+
+    #[test]
+    fn an_address_is_free_when_its_pods_network_has_gone_though_nobody_said_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cni-1");
+        std::fs::write(&path, "").unwrap();
+        let mut a = pod("a", &["10.88.0.5"]);
+        let namespace = LinuxNamespace {
+            type_: "network".into(),
+            path: path.display().to_string(),
+            ..Default::default()
+        };
+        a.linux.mut_or_insert_default().namespaces.push(namespace);
+        let owners = Owners::default();
+        owners.note(&a).unwrap();
+        owners.reserve(&a, &ips(&["10.88.0.1"])).unwrap();
+        assert!(owners.reserve(&pod("b", &[]), &ips(&["10.88.0.5"])).is_err());
+        assert!(owners.note(&pod("b", &["10.88.0.1"])).is_err());
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(owners.reserve(&pod("b", &[]), &ips(&["10.88.0.5"])), Ok(ips(&["10.88.0.5"])));
+        owners.note(&pod("b", &["10.88.0.1"])).unwrap();
     }
 
     #[test]
