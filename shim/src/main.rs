@@ -34,6 +34,7 @@ mod idmap;
 mod implied;
 mod inotify;
 mod kill;
+mod last_pid;
 mod limits;
 mod linked;
 mod logging;
@@ -94,6 +95,9 @@ fn main() -> std::process::ExitCode {
     }
     if first.as_ref().is_some_and(|argument| argument == filling::COMMAND) {
         return filling::pager();
+    }
+    if first.as_ref().is_some_and(|argument| argument == last_pid::COMMAND) {
+        return last_pid::run(std::env::args().nth(2).as_deref());
     }
     match supervise() {
         Ok(()) => std::process::ExitCode::SUCCESS,

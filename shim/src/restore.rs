@@ -36,7 +36,7 @@ use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::stopwatch::Stopwatch;
 use crate::volumes::{Filled, FilledFrom};
-use crate::{adopt, cuda, figures, limits, mountpoints, nodes};
+use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -140,6 +140,9 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     stopwatch.next("filling volumes");
     let filled = fill_volumes(prepared)?;
     stopwatch.next("starting CRIU");
+    if let Some((_, namespace)) = &plan.pid {
+        last_pid::keep_free(&source.checkpoint, namespace);
+    }
     let mut swrk = Swrk::new(&source.criu);
     let pager = start_pager(container, source, &images_dir, &workspace)?;
     let mut options = RestoreOptions::new(images_dir, workspace.open()?);

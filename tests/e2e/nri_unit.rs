@@ -127,6 +127,13 @@ async fn the_service_outlives_its_runtime_and_comes_back_when_it_dies_and_knows_
     is_kept_from(&node, &imported, "after-its-death").await?;
 
     node.remove(&owner).await?;
+    // The runtime does not tell of the end of a pod from before its restart.
+    let pod = sleeper(&node, "heir")?.annotated(RESTORE, &imported.reference());
+    let heir = node.run(pod.annotated("thaw.dev/address", "keep")).await?;
+    let command = ["cat", "/proc/net/fib_trie"].map(str::to_owned);
+    let routes = node.kubelet.exec(&heir, "", &command, 60).await?.stdout;
+    assert!(routes.split_whitespace().any(|word| word == owner.ip), "{} is not in {routes}", owner.ip);
+    node.remove(&heir).await?;
     drop(service);
     node.leave().await
 }

@@ -129,6 +129,32 @@ async fn every_moment_of_its_restore_is_in_its_trace() -> Tested {
 }
 
 #[tokio::test]
+async fn in_a_shared_pid_namespace_no_container_takes_the_numbers_of_those_still_to_be_restored() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    // The first begins late to start programs that stay, and goes on with it when it is restored.
+    let first = "sleep 2; echo begun; i=0; while [ $i -lt 300 ]; do sleep 1000 & i=$((i+1)); sleep 0.005; done; \
+                 while :; do sleep 1; done";
+    let second =
+        "for n in 1 2 3 4 5 6 7 8; do (while :; do sleep 0.2; done) & done; while :; do sleep 1; done";
+    let pod = |name: &str| {
+        let mut pod = node.shell_pod(name, first)?;
+        pod.spec.share_process_namespace = true;
+        let mut other = pod.spec.containers[0].clone();
+        other.name = "second".to_owned();
+        other.args = vec![second.to_owned()];
+        pod.spec.containers.push(other);
+        Ok::<_, thaw_tests::harness::HarnessError>(pod)
+    };
+    let old = node.run(pod("before")?).await?;
+    until("the first line", async || Ok(node.kubelet.logs(&old, "shell")?.pop())).await?;
+    let imported = node.freeze_into_store(&old).await?;
+    node.remove(&old).await?;
+    let new = node.run(pod("after")?.annotated(RESTORE, &imported.reference())).await?;
+    node.remove(&new).await?;
+    node.leave().await
+}
+
+#[tokio::test]
 async fn it_stops_when_asked_and_its_exit_code_is_its_own() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
     let imported = frozen(&node, node.counter_pod("before", 1)?).await?;
