@@ -126,16 +126,18 @@ pub fn fit(frozen: &[Device], new: &[Device]) -> Fit {
         devices.dedup_by(|one, other| one.same_numbers(other));
     }
     let mut frozen: Vec<_> = frozen.iter().collect();
-    frozen.sort_by_key(|device| number(&device.path));
+    // Those that need no other device first: what takes their place is known to their second names then.
+    frozen.sort_by_key(|old| (!new.iter().any(|device| same_node(old, device)), number(&old.path)));
     for old in frozen {
         let same = new.iter().find(|device| same_node(old, device));
-        let other = || families.get_mut(&family(old)).and_then(Vec::pop);
-        match same.or_else(other) {
+        let twin = fit.pairs.iter().find(|(was, _)| was.same_numbers(old)).map(|(_, is)| is.clone());
+        let other = || families.get_mut(&family(old)).and_then(Vec::pop).cloned();
+        match same.cloned().or(twin).or_else(other) {
             Some(device) => {
                 if same.is_none() {
                     fit.aliases.push(Device { path: old.path.clone(), ..device.clone() });
                 }
-                fit.pairs.push((old.clone(), device.clone()));
+                fit.pairs.push((old.clone(), device));
             }
             None => fit.missing.push(old.path.clone()),
         }
@@ -167,6 +169,20 @@ fn number(path: &Path) -> (Option<u32>, PathBuf) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_second_name_that_a_restore_gave_a_device_needs_no_second_device() {
+        let frozen = devices(&[("/dev/gpu0", 195, 3), ("/dev/gpu3", 195, 3)]);
+        for given in ["/dev/gpu0", "/dev/gpu3", "/dev/gpu5"] {
+            let fit = fit(&frozen, &devices(&[(given, 195, 7)]));
+            assert_eq!(fit.missing, Vec::<PathBuf>::new(), "{given}");
+            assert_eq!(fit.pairs.len(), 2);
+            assert!(fit.aliases.iter().all(|alias| alias.minor == 7 && alias.path != Path::new(given)));
+        }
+        // Two devices are two.
+        let frozen = devices(&[("/dev/gpu0", 195, 0), ("/dev/gpu1", 195, 1)]);
+        assert_eq!(fit(&frozen, &devices(&[("/dev/gpu0", 195, 0)])).missing, [PathBuf::from("/dev/gpu1")]);
+    }
 
     fn device(path: &str, major: u32, minor: u32) -> Device {
         Device { path: path.into(), block: false, major, minor, mode: MODE, uid: 0, gid: 0 }

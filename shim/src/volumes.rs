@@ -16,6 +16,7 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::error::full;
+use crate::notes::Notes;
 use crate::rewrite::open_dir;
 
 /// Which pod a container is of. Source: containerd `internal/cri/annotations/annotations.go`.
@@ -88,9 +89,10 @@ fn empty_dirs(pod: &Path) -> std::io::Result<BTreeMap<String, PathBuf>> {
 /// # Errors
 /// Why not, in words.
 pub(crate) fn save(spec: &Spec, images: &Path) -> Result<(), String> {
-    let annotations = spec.annotations().iter().flatten();
-    let options = PodOptions::parse(annotations.map(|(key, value)| (key.as_str(), value.as_str())))
-        .map_err(|e| full(&e))?;
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    // A restored container may have notes of the node's.
+    let (_, asked) = Notes::split(&annotations);
+    let options = PodOptions::parse(asked).map_err(|e| full(&e))?;
     let volumes = volumes(spec, &options).map_err(|e| full(&e))?;
     if let Some(reason) = volumes.unknown().next() {
         return Err(full(&reason));

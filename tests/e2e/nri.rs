@@ -90,7 +90,13 @@ async fn a_program_goes_on_with_another_device_under_the_old_path_and_the_new_on
     assert_eq!(looks(&node, &after, "/dev/gpu0").await?, "1:b 1:b ");
     assert_eq!(opens_again(&node, &after).await?, "opened\n");
     program.wait_for("prepared", 1)?;
+    // With the notes that it got it can be frozen again, and resumed from that.
+    let again = node.freeze_into_store(&after).await?;
     node.remove(&after).await?;
+    let last = holder(&node, "last", &format!("/dev/gpu0={NULL}"))?.annotated(RESTORE, &again.reference());
+    let last = node.run(last).await?;
+    assert_eq!(looks(&node, &last, "/dev/gpu0").await?, "1:3 1:3 ");
+    node.remove(&last).await?;
     drop((program, injecting));
     node.leave().await
 }
