@@ -26,6 +26,8 @@ pub enum Need {
     CgroupV2,
     /// An image of the node's that not every node has.
     Image(&'static str),
+    /// thaw's package, and a machine to install it on.
+    Package,
     /// systemd as the init, and the runtime under the systemd cgroup driver.
     SystemdDriver,
 }
@@ -71,6 +73,10 @@ impl Need {
             },
             Self::SystemdDriver if slice::of_path(&settings.cgroup_parent).is_some() => Ok(()),
             Self::SystemdDriver => Err("cgroups are not systemd's here; scripts/vm test has them so".into()),
+            Self::Package if Path::new("/var/lib/thaw-install").exists() => Ok(()),
+            Self::Package => {
+                Err("there is no machine to install on here; scripts/vm test install has one".into())
+            }
             Self::CgroupV2 => match cgroup::hierarchies() {
                 Ok(found) if found == [Path::new("/sys/fs/cgroup")] => Ok(()),
                 Ok(_) => {
