@@ -28,8 +28,9 @@ pub(crate) fn all() -> Files {
 /// What is not in both, or not the same in both.
 pub(crate) fn difference(before: &Files, after: &Files) -> Vec<String> {
     let names: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    let shown =
-        |file: Option<&String>| file.map_or("not there".to_owned(), |text| text.escape_debug().to_string());
+    let shown = |file: Option<&String>| {
+        file.map_or_else(|| "not there".to_owned(), |text| text.escape_debug().to_string())
+    };
     names
         .into_iter()
         .filter(|name| before.get(*name) != after.get(*name))
