@@ -59,6 +59,19 @@ async fn without_a_security_context_rights_limits_and_surroundings_are_the_same(
 }
 
 #[tokio::test]
+async fn limits_of_processes_are_those_of_the_handlers_base_specification() -> Tested {
+    hold(EVERY, async |case| {
+        let case = Case { variant: "limits", ..case };
+        let state = case.spec("", "").await?;
+        let outside = process::read(case.pid(&state, "").await?, "limits")?;
+        let files = outside.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["1234", "4321"], "{files}");
+        Ok((outside, case.sh(&state, "ulimit -a; ulimit -Ha").await?))
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_read_only_root_file_system_cannot_be_written() -> Tested {
     let script =
         "touch /file; touch /tmp/file; touch /dev/shm/file && echo shm; echo done > /dev/termination-log";

@@ -60,6 +60,8 @@ pub struct Case<'n> {
     pub node: &'n Node,
     /// The kind.
     pub kind: Kind,
+    /// Which of the kind's handlers: `""`, or `limits`, whose base specification has limits of processes.
+    pub variant: &'static str,
 }
 
 /// Checks a row for each of `kinds`: what it returns must be equal to what the first of them returned.
@@ -92,7 +94,7 @@ pub async fn hold_with<T: PartialEq + Debug>(
     let mut measure: Option<T> = None;
     for &kind in kinds {
         println!("--- {kind}");
-        let seen = row(Case { node: &node, kind }).await?;
+        let seen = row(Case { node: &node, kind, variant: "" }).await?;
         for left in node.kubelet.list()? {
             node.remove(&left).await?;
         }
@@ -148,6 +150,11 @@ pub struct Ended {
 }
 
 impl Case<'_> {
+    fn handler(&self) -> String {
+        let runtime = if self.kind == Kind::Runc { "runc" } else { HANDLER };
+        if self.variant.is_empty() { runtime.to_owned() } else { format!("{runtime}-{}", self.variant) }
+    }
+
     /// Runs a pod until each of its containers has printed `ready`; for a restored one, freezes it then, removes it,
     /// and runs it again from there.
     ///
@@ -157,15 +164,15 @@ impl Case<'_> {
     /// # Panics
     /// When a container that should have been restored was started.
     pub async fn run(&self, pod: Pod) -> Result<PodState, HarnessError> {
-        let (node, handler) = (self.node, if self.kind == Kind::Runc { "runc" } else { HANDLER });
-        let state = node.run(pod.clone().under(handler)).await?;
+        let (node, handler) = (self.node, self.handler());
+        let state = node.run(pod.clone().under(&handler)).await?;
         self.is_ready(&state).await?;
         if self.kind != Kind::Restored {
             return Ok(state);
         }
         let imported = node.freeze_into_store(&state).await?;
         node.remove(&state).await?;
-        let state = node.run(pod.under(handler).annotated(RESTORE, &imported.reference())).await?;
+        let state = node.run(pod.under(&handler).annotated(RESTORE, &imported.reference())).await?;
         for container in &state.pod.spec.containers {
             let lines = node.kubelet.logs(&state, &container.name)?;
             assert!(lines.iter().all(|line| line.text.trim_end() != READY), "{}: started", container.name);
@@ -334,8 +341,7 @@ spec:
     /// # Errors
     /// When it runs.
     pub async fn refusal(&self, pod: Pod) -> Result<String, HarnessError> {
-        let handler = if self.kind == Kind::Runc { "runc" } else { HANDLER };
-        match self.node.kubelet.run(pod.under(handler)).await {
+        match self.node.kubelet.run(pod.under(&self.handler())).await {
             Err(KubeletError::Cri(error)) => Ok(error.message().to_owned()),
             Err(error) => Err(error.into()),
             Ok(state) => Err(HarnessError::answer("the runtime", format!("{} runs", state.full_name()))),
