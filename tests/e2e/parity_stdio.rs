@@ -192,7 +192,7 @@ async fn a_port_of_the_pod_can_be_reached_through_the_runtime() -> Tested {
 #[tokio::test]
 async fn restored_the_log_goes_on_with_the_line_after_the_last() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
-    let case = Case { node: &node, kind: Kind::Thaw };
+    let case = Case { node: &node, kind: Kind::Thaw, variant: "" };
     let old = case.shell(COUNT).await?;
     case.logged(&old, "", "line 40").await?;
     let imported = node.freeze_into_store(&old).await?;
