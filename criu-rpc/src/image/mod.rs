@@ -14,11 +14,13 @@ mod dir;
 mod file;
 mod files;
 mod ids;
+mod inet_socket;
 mod inventory;
 mod message;
 mod mm;
 mod mountpoints;
 mod netns;
+mod packet_socket;
 mod pagemap;
 mod pidns;
 mod pstree;
@@ -34,13 +36,15 @@ pub use self::{
     core::{Core, Creds},
     dir::{ImagesDir, LoadError},
     file::{FormatError, ImageFile, Kind},
-    files::{Files, InetSocket, PacketSocket, RegFile, RewriteError},
+    files::{Files, RegFile, RewriteError},
     ids::Ids,
+    inet_socket::InetSocket,
     inventory::{Inventory, Lsm},
     message::{FieldError, Message, Tag},
     mm::{Mm, Vma},
     mountpoints::{AddMountError, Mount, Mountpoints},
     netns::Netns,
+    packet_socket::PacketSocket,
     pagemap::{PAGE, PageRun, Pagemap},
     pidns::Pidns,
     pstree::{Pstree, Task},
