@@ -38,7 +38,9 @@ if [ -n "$remove" ]; then
         esac
         rm -f "$root/$file"
     done
-    rmdir "$root/etc/thaw" "$root/usr/local/libexec/thaw" "$root/usr/local/share/thaw" 2>/dev/null || true
+    for folder in etc/thaw usr/local/libexec/thaw usr/local/share/doc/thaw usr/local/share/thaw; do
+        rmdir "$root/$folder" 2>/dev/null || true
+    done
     echo "removed; checkpoints in /var/lib/thaw stay"
     exit
 fi

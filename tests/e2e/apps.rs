@@ -8,7 +8,7 @@
 
 use thaw_tests::harness::apps::{App, IMAGE};
 use thaw_tests::harness::pods::RESTORE;
-use thaw_tests::harness::{Need, Node, Tested};
+use thaw_tests::harness::{Need, Node, Tested, examples, process};
 
 const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim, Need::Image(IMAGE)];
 
@@ -45,6 +45,32 @@ macro_rules! apps {
 }
 
 apps!(jupyter, postgresql, redis, nginx, java, nodejs, r, training, pool, bash, xserver);
+
+/// The notebook of the documentation, used as its reader would; Debian has the server without Jupyter Lab's page.
+#[tokio::test]
+#[ignore = "needs an image of 2 GB; run it with scripts/test apps"]
+async fn the_notebook_of_the_documentation_goes_on() -> Tested {
+    const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/fidelity/outside.py");
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let pod =
+        node.example("notebook", &examples::workload("notebook")?, IMAGE)?.with_containers(|container| {
+            assert!(container.command.iter().any(|word| word == "lab"));
+            container
+                .command
+                .iter_mut()
+                .filter(|word| *word == "lab")
+                .for_each(|word| "server".clone_into(word));
+            container.command.push("--allow-root".to_owned());
+        });
+    let state = node.run(pod.clone()).await?;
+    process::output("python3", &["-B", CLIENT, "notebook", &state.ip])?;
+    node.freeze_into_store(&state).await?;
+    node.remove(&state).await?;
+    let state = node.run(pod).await?;
+    process::output("python3", &["-B", CLIENT, "jupyter", &state.ip])?;
+    node.remove(&state).await?;
+    node.leave().await
+}
 
 #[test]
 fn every_program_has_a_test() {

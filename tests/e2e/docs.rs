@@ -9,43 +9,24 @@
     reason = "the whole file is tests"
 )]
 
-use std::path::Path;
 use std::time::Duration;
 
-use serde_yaml_ng::Value;
+use thaw_tests::harness::examples::{blocks, object, page, workload};
+use thaw_tests::harness::nri::Program;
+use thaw_tests::harness::nvidia::Nvidia;
 use thaw_tests::harness::{HarnessError, Need, Node, Tested, process};
+use thaw_tests::kubelet::container::CDI;
 use thaw_tests::kubelet::patience::patient;
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::state::PodState;
 
 const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
+/// The image with Python that every node has.
+const PYTHON: &str = "thaw.local/python:1";
+/// The one of the example with a GPU.
+const PYTORCH: &str = "docker.io/pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime";
 /// How long a program may take until it has written something.
 const LIMIT: Duration = Duration::from_secs(60);
-
-fn page(name: &str) -> String {
-    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    std::fs::read_to_string(tree.join("docs").join(name)).unwrap()
-}
-
-/// The blocks of a language on a page.
-fn blocks(page: &str, language: &str) -> Vec<String> {
-    let fence = format!("```{language}\n");
-    page.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
-}
-
-/// A pod of an example, with the name that it has in a cluster, in the test's namespace and with an image of this node.
-fn pod(node: &Node, name: &str, metadata: &Value, spec: &Value) -> Pod {
-    let mut whole = serde_yaml_ng::Mapping::new();
-    whole.insert("apiVersion".into(), "v1".into());
-    whole.insert("kind".into(), "Pod".into());
-    let mut metadata = metadata.as_mapping().unwrap().clone();
-    metadata.insert("name".into(), name.into());
-    whole.insert("metadata".into(), Value::Mapping(metadata));
-    whole.insert("spec".into(), spec.clone());
-    let mut pod = Pod::parse(&serde_yaml_ng::to_string(&whole).unwrap()).unwrap();
-    pod.metadata.namespace.clone_from(&node.namespace);
-    pod.with_containers(|container| "thaw.local/python:1".clone_into(&mut container.image))
-}
 
 /// The number at the end of each line that a pod's container has written.
 fn numbers(node: &Node, state: &PodState) -> Result<Vec<u64>, HarnessError> {
@@ -79,12 +60,66 @@ async fn goes_on(node: &Node, first: Pod, second: Pod) -> Tested {
     node.remove(&again).await
 }
 
+/// The example that a file of the documentation has.
+fn example(node: &Node, file: &str) -> Result<Pod, HarnessError> {
+    let example = object(&page(file.strip_prefix("docs/").unwrap())?)?;
+    node.example(example["metadata"]["name"].as_str().unwrap(), &example, PYTHON)
+}
+
+/// The commands under "Try it", one after the other. The kubelet of the tests does what `kubectl` would ask for.
 #[tokio::test]
-async fn the_pod_that_counts_goes_on_when_it_is_applied_again_with_the_annotation() -> Tested {
-    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
-    let example: Value = serde_yaml_ng::from_str(&page("examples/counter.yaml")).unwrap();
-    let first = pod(&node, "counter", &example["metadata"], &example["spec"]);
-    goes_on(&node, first.clone(), first.annotated("thaw.dev/restore", "latest")).await?;
+async fn the_way_of_the_page_leads_to_a_pod_that_goes_on() -> Tested {
+    let Some(mut node) = Node::enter(NEEDS).await else { return Ok(()) };
+    "default".clone_into(&mut node.namespace);
+    let page = page("use/annotations.md")?;
+    let way = blocks(page.split("## Try it").nth(1).unwrap(), "sh").concat();
+    let (mut state, mut archive, mut again, mut reached) = (None::<PodState>, None, None, 0);
+    for command in way.lines() {
+        println!("$ {command}");
+        match command.split_whitespace().collect::<Vec<_>>()[..] {
+            ["kubectl", "apply", "-f", "again.yaml"] => state = Some(node.run(again.take().unwrap()).await?),
+            ["kubectl", "apply", "-f", file] => state = Some(node.run(example(&node, file)?).await?),
+            ["kubectl", "logs", name] => {
+                let (first, last) = written(&node, &node.kubelet.find("default", name)?, reached).await?;
+                assert!(reached == 0 || first > reached, "it wrote {first}, and {reached} before");
+                reached = last;
+            }
+            ["kubectl", "get", "pod", name, ..] => drop(node.kubelet.find("default", name)?),
+            ["kubectl", "create", "--raw", path, "--filename", "/dev/null"] => {
+                let [pod, container] = path
+                    .strip_prefix("/api/v1/nodes/NODE/proxy/checkpoint/default/")
+                    .and_then(|rest| <[&str; 2]>::try_from(rest.split('/').collect::<Vec<_>>()).ok())
+                    .unwrap();
+                let pod = node.kubelet.find("default", pod)?;
+                reached = written(&node, &pod, reached).await?.1;
+                archive = Some(node.kubelet.checkpoint(&pod, container, None).await?);
+            }
+            ["thaw", "import", name] => {
+                let archive = archive.take().unwrap();
+                let (told, made) = (name.split("TIME").next().unwrap(), archive.to_str().unwrap());
+                assert!(made.starts_with(told), "the archive is {made}, and the page has {name}");
+                process::output("thaw", &["import", made])?;
+                std::fs::remove_file(archive).unwrap();
+            }
+            ["kubectl", "delete", "pod", _] => node.remove(&state.take().unwrap()).await?,
+            [
+                "kubectl",
+                "annotate",
+                "--local",
+                "--filename",
+                file,
+                annotation,
+                "--output",
+                "yaml",
+                ">again.yaml",
+            ] => {
+                let (key, value) = annotation.split_once('=').unwrap();
+                again = Some(example(&node, file)?.annotated(key, value));
+            }
+            _ => panic!("no test runs {command}"),
+        }
+    }
+    node.remove(&state.unwrap()).await?;
     node.leave().await
 }
 
@@ -92,18 +127,20 @@ async fn the_pod_that_counts_goes_on_when_it_is_applied_again_with_the_annotatio
 async fn the_job_and_the_stateful_set_go_on_in_their_next_pods() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
     let mut kinds = Vec::new();
-    for block in blocks(&page("use/workloads.md"), "yaml") {
-        let example: Value = serde_yaml_ng::from_str(&block).unwrap();
+    for block in blocks(&page("use/workloads.md")?, "yaml") {
+        let example = object(&block)?;
         let template = &example["spec"]["template"];
         let kind = example["kind"].as_str().unwrap();
         // As their controllers name them.
-        let names = match kind {
-            "Job" => ["train-x7k2p", "train-b9wqz"],
-            "StatefulSet" => ["worker-0"; 2],
-            other => panic!("{other} is run by no test"),
+        let names = match (kind, example["metadata"]["name"].as_str().unwrap()) {
+            ("Job", _) => ["train-x7k2p", "train-b9wqz"],
+            ("StatefulSet", _) => ["worker-0"; 2],
+            // The group `apps` and a test below run these.
+            ("Pod", "notebook" | "gpu") => continue,
+            other => panic!("{other:?} is run by no test"),
         };
-        let [first, second] = names.map(|name| pod(&node, name, &template["metadata"], &template["spec"]));
-        goes_on(&node, first, second).await?;
+        let [first, second] = names.map(|name| node.example(name, template, PYTHON));
+        goes_on(&node, first?, second?).await?;
         kinds.push(kind.to_owned());
     }
     assert_eq!(kinds, ["Job", "StatefulSet"]);
@@ -113,32 +150,67 @@ async fn the_job_and_the_stateful_set_go_on_in_their_next_pods() -> Tested {
 #[tokio::test]
 async fn what_the_hub_is_told_makes_a_users_pod_go_on() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
-    let page = page("use/workloads.md");
-    let [settings] = <[String; 1]>::try_from(blocks(&page, "python")).unwrap();
-    // The hub's configuration is Python; KubeSpawner adds `extra_pod_config` to the pod's spec.
+    let [settings] = <[String; 1]>::try_from(blocks(&page("use/workloads.md")?, "python")).unwrap();
+    // The hub's configuration is Python; KubeSpawner adds `extra_pod_config` to the pod's spec. The real one, which a node
+    // has not, reads the same in the group `docs`.
     let script = format!(
-        "import json, types\nc = types.SimpleNamespace(KubeSpawner=types.SimpleNamespace())\n{settings}\n\
-         print(json.dumps(vars(c.KubeSpawner)))"
+        "import json, sys, types\nnew = types.SimpleNamespace\nsys.modules['kubespawner'] = new(KubeSpawner=object)\n\
+         c = new(JupyterHub=new(), KubeSpawner=new())\n{settings}\nprint(json.dumps(vars(c.KubeSpawner)))"
     );
-    let told: Value = serde_yaml_ng::from_str(&process::output("python3", &["-c", &script])?).unwrap();
-    let program = &blocks(&page, "yaml")[1];
-    let program: Value = serde_yaml_ng::from_str(program).unwrap();
-    let mut spec = told["extra_pod_config"].clone();
-    let containers = program["spec"]["template"]["spec"]["containers"].clone();
-    spec.as_mapping_mut().unwrap().insert("containers".into(), containers);
-    let metadata: Value = serde_yaml_ng::from_str(&format!(
-        "{{annotations: {}}}",
-        serde_json::to_string(&told["extra_annotations"]).unwrap()
-    ))
-    .unwrap();
-    let user = pod(&node, "jupyter-alice", &metadata, &spec);
+    let told = object(&process::output("python3", &["-c", &script])?)?;
+    // Any program will do for a notebook's server.
+    let mut pod = workload("worker")?["spec"]["template"].clone();
+    pod["metadata"]["annotations"] = told["extra_annotations"].clone();
+    let spec = pod["spec"].as_mapping_mut().unwrap();
+    spec.remove("runtimeClassName");
+    spec.extend(told["extra_pod_config"].as_mapping().unwrap().clone());
+    let user = node.example("jupyter-alice", &pod, PYTHON)?;
     goes_on(&node, user.clone(), user).await?;
+    node.leave().await
+}
+
+/// The example with a GPU, which it gets as from a device plugin.
+fn gpu_pod(node: &Node, image: &str, device: &str) -> Result<Pod, HarnessError> {
+    let mut example = workload("gpu")?;
+    let limits = example["spec"]["containers"][0]["resources"]["limits"].as_mapping_mut().unwrap();
+    assert_eq!(limits.remove("nvidia.com/gpu"), Some(1.into()));
+    Ok(node.example("gpu", &example, image)?.annotated(CDI, device))
+}
+
+#[tokio::test]
+async fn the_pod_with_a_gpu_goes_on_with_another_one_as_far_as_stand_ins_can_tell() -> Tested {
+    const WORKLOADS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/gpu");
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let (nvidia, program) = (Nvidia::new().unwrap(), Program::start()?);
+    let [first, second] = ["nvidia.com/gpu=0", "nvidia.com/gpu=1"].map(|device| {
+        // In the place of PyTorch, which the image has not.
+        let mut pod = gpu_pod(&node, PYTHON, device)?.with_containers(|container| {
+            container.set_env("PYTHONPATH", "/torch");
+            container.volume_mounts =
+                vec![node.parsed("{name: torch, mountPath: /torch, readOnly: true}").unwrap()];
+        });
+        pod.spec.volumes = node.parsed(&format!("[{{name: torch, hostPath: {{path: {WORKLOADS}}}}}]"))?;
+        Ok::<_, HarnessError>(pod)
+    });
+    goes_on(&node, first?, second?).await?;
+    drop((nvidia, program));
+    node.leave().await
+}
+
+#[tokio::test]
+async fn the_pod_with_a_gpu_goes_on_with_what_was_in_the_gpus_memory() -> Tested {
+    let needs = [NEEDS, &[Need::Gpu, Need::Image(PYTORCH)]].concat();
+    let Some(node) = Node::enter(&needs).await else { return Ok(()) };
+    let program = Program::start()?;
+    let pod = gpu_pod(&node, PYTORCH, "nvidia.com/gpu=0")?;
+    goes_on(&node, pod.clone(), pod).await?;
+    drop(program);
     node.leave().await
 }
 
 /// The commands of ours for the store, as the pages have them.
 fn commands(name: &str) -> Vec<Vec<String>> {
-    let blocks = blocks(&page(name), "sh").concat();
+    let blocks = blocks(&page(name).unwrap(), "sh").concat();
     let lines = blocks.lines().filter(|line| line.starts_with("thaw ") && !line.starts_with("thaw node"));
     lines.map(|line| line.split_whitespace().skip(1).map(str::to_owned).collect()).collect()
 }

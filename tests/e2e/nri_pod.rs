@@ -11,13 +11,12 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thaw_tests::harness::api_server::ApiServer;
 use thaw_tests::harness::checks;
 use thaw_tests::harness::nri::{Injector, LINKS, Program};
+use thaw_tests::harness::nvidia::Nvidia;
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::{HarnessError, Need, Node, Tested};
 use thaw_tests::kubelet::container::CDI;
@@ -32,68 +31,10 @@ async fn shell(node: &Node, state: &PodState, script: &str) -> Result<String, Ha
     Ok(node.kubelet.exec(state, "", &command, 10).await?.stdout)
 }
 
-/// A specification of the form that `nvidia-ctk cdi generate` writes, for devices that every machine has; removed when
-/// this is dropped.
-struct Nvidia {
-    dir: tempfile::TempDir,
-    specification: PathBuf,
-}
-
-impl Nvidia {
-    fn new() -> Self {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let at = |name: &str| dir.path().join(name);
-        // As the toolkit's: it finds the root file system by the state that it reads.
-        let hook = "#!/bin/sh\nbundle=$(sed -n 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/p')\n\
-                    echo \"$1\" >>\"${0%/*}/ran\"\n\
-                    [ \"$1\" != create-symlinks ] || ln -sf \"${3%%::*}\" \"$bundle/rootfs${3##*::}\"\n";
-        std::fs::write(at("nvidia-cdi-hook"), hook).unwrap();
-        std::fs::set_permissions(at("nvidia-cdi-hook"), std::fs::Permissions::from_mode(0o755)).unwrap();
-        std::fs::write(at("libcuda.so.1"), "the driver's").unwrap();
-        let hook = |verb: &str, rest: &[&str]| {
-            let args: Vec<_> = ["nvidia-cdi-hook", verb].iter().chain(rest).copied().collect();
-            serde_json::json!({"hookName": "createContainer", "path": at("nvidia-cdi-hook"), "args": args})
-        };
-        let node =
-            |path: &str, like: &str| serde_json::json!({"deviceNodes": [{"path": path, "hostPath": like}]});
-        let specification = serde_json::json!({
-            "cdiVersion": "0.5.0", "kind": "nvidia.com/gpu",
-            "devices": [
-                {"name": "0", "containerEdits": node("/dev/nvidia0", "/dev/null")},
-                {"name": "1", "containerEdits": node("/dev/nvidia1", "/dev/zero")},
-            ],
-            "containerEdits": {
-                "deviceNodes": [{"path": "/dev/nvidiactl", "hostPath": "/dev/full"}],
-                "mounts": [{"hostPath": at("libcuda.so.1"), "containerPath": "/lib/libcuda.so.1",
-                            "options": ["ro", "nosuid", "nodev", "rbind", "rprivate"]}],
-                "hooks": [
-                    hook("create-symlinks", &["--link", "libcuda.so.1::/lib/libcuda.so"]),
-                    hook("update-ldcache", &["--folder", "/lib"]),
-                ],
-            },
-        });
-        let file = Path::new("/etc/cdi/nvidia.json");
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(file, specification.to_string()).unwrap();
-        Self { dir, specification: file.to_owned() }
-    }
-
-    /// How often a hook has run.
-    fn runs(&self) -> usize {
-        std::fs::read_to_string(self.dir.path().join("ran")).unwrap_or_default().lines().count()
-    }
-}
-
-impl Drop for Nvidia {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.specification);
-    }
-}
-
 #[tokio::test]
 async fn a_pod_with_gpus_of_nvidias_toolkit_goes_on_with_another_one_and_runs_no_hook_again() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
-    let nvidia = Nvidia::new();
+    let nvidia = Nvidia::new().unwrap();
     let program = Program::start()?;
     let holder = "exec 3<>/dev/nvidia0; while :; do sleep 1; done";
     let looks = "stat -Lc %t:%T /proc/1/fd/3; stat -c %t:%T /dev/nvidia0; cat /lib/libcuda.so; ls /dev";

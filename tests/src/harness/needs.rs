@@ -26,6 +26,8 @@ pub enum Need {
     CgroupV2,
     /// An image of the node's that not every node has.
     Image(&'static str),
+    /// A GPU of NVIDIA's, with what freezes its memory.
+    Gpu,
     /// thaw's package, and a machine to install it on.
     Package,
     /// systemd as the init, and the runtime under the systemd cgroup driver.
@@ -71,6 +73,8 @@ impl Need {
                 Ok(_) => Err(format!("the node has no image {image}; scripts/test apps makes it")),
                 Err(error) => Err(error.to_string()),
             },
+            Self::Gpu if Path::new("/dev/nvidiactl").exists() => program("cuda-checkpoint", "--help"),
+            Self::Gpu => Err("the machine has no GPU of NVIDIA's (/dev/nvidiactl)".to_owned()),
             Self::SystemdDriver if slice::of_path(&settings.cgroup_parent).is_some() => Ok(()),
             Self::SystemdDriver => Err("cgroups are not systemd's here; scripts/vm test has them so".into()),
             Self::Package if Path::new("/var/lib/thaw-install").exists() => Ok(()),
