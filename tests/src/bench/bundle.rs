@@ -40,7 +40,7 @@ impl Bundle {
         set(&mut spec, "/linux/cgroupsPath", &cgroup)?;
         // From here on it undoes itself.
         let bundle = Self { dir, spec, cgroup, upper };
-        for dir in [&rootfs, &bundle.dir.join("work"), &bundle.upper.join("fs"), &bundle.upper.join("work")] {
+        for dir in [&rootfs, &bundle.work(), &bundle.upper.join("fs"), &bundle.upper.join("work")] {
             fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
         fs::write(bundle.dir.join("config.json"), bundle.spec.to_string())
@@ -53,6 +53,11 @@ impl Bundle {
         mount_change(&rootfs, MountPropagationFlags::PRIVATE).context("cannot make the mount private")?;
         cgroup::make_pod_group(&bundle.cgroup, &Amounts::default())?;
         Ok(bundle)
+    }
+
+    /// Where CRIU has its log and its socket.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.dir.join("work")
     }
 
     /// The root file system.

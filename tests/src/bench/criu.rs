@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The case `criu`: CRIU over RPC, from the images as they are, with nothing around it. Namespaces, mounts,
-//! cgroup and stdio are what a pod's container has.
+//! The cases `criu` and `criu-lazy`: CRIU over RPC, from the images as they are, with nothing around it. Namespaces,
+//! mounts, cgroup and stdio are what a pod's container has. Lazily, the memory comes from CRIU's own page daemon.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use criu_rpc::{ManageCgroups, Namespace, RestoreOptions, Swrk};
 use rustix::fs::{Mode, OFlags, open};
 use serde_json::Value;
@@ -21,52 +23,112 @@ use crate::kubelet::cgroup::hierarchies;
 
 /// This only bounds a hang.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// How often it is looked at the page daemon.
+const POLL: Duration = Duration::from_millis(1);
 /// What runc calls the external network namespace in images. Source: runc, `libcontainer/criu_linux.go`.
 const NETWORK_KEY: &str = "extRootNetNS";
 
-/// Restores once.
+/// Restores once, with all memory before the program runs.
 pub(crate) async fn measure(bench: &Bench, frozen: &Frozen, record: &mut Record) -> anyhow::Result<()> {
     let bundle = Bundle::make(bench, frozen)?;
-    let (swrk, options, output) = prepare(&bundle, frozen)?;
-    let cgroups = cgroups(&bundle)?;
-    let restored = record
-        .until_beat("criu.running", &bench.heartbeat, async { restore(swrk, &options, &cgroups) })
-        .await;
-    let verified = match &restored {
-        Ok(_) => workload::verify(&frozen.state.ip, &frozen.checksum).await,
-        Err(_) => Ok(()),
-    };
-    drop(output);
-    command::kill(restored?);
-    verified
+    let prepared = prepare(&bundle, frozen)?;
+    let restore = async { prepared.restore() };
+    let _restored = record.until_beat("criu.running", &bench.heartbeat, restore).await?;
+    workload::verify(&frozen.state.ip, &frozen.checksum).await
 }
 
-/// The measured part; returns the pid of the restored init, a child of this process.
-fn restore(swrk: Swrk, options: &RestoreOptions, cgroups: &[OwnedFd]) -> anyhow::Result<i32> {
-    let session = swrk.spawn_placed(|pid| {
-        for procs in cgroups {
-            rustix::io::write(procs, pid.to_string().as_bytes())?;
+/// Restores once; `criu lazy-pages` brings the memory, and its start is part of the time.
+pub(crate) async fn measure_lazy(bench: &Bench, frozen: &Frozen, record: &mut Record) -> anyhow::Result<()> {
+    let bundle = Bundle::make(bench, frozen)?;
+    let mut prepared = prepare(&bundle, frozen)?;
+    prepared.options.lazy_pages = true;
+    let began = Cell::new(Instant::now());
+    let restore = async {
+        began.set(Instant::now());
+        let daemon = Daemon::start(&frozen.images(), &bundle.work())?;
+        anyhow::Ok((prepared.restore()?, daemon))
+    };
+    let (_restored, mut daemon) = record.until_beat("criu_lazy.running", &bench.heartbeat, restore).await?;
+    daemon.ended()?;
+    record.seconds("criu_lazy.filled", began.get().elapsed().as_secs_f64());
+    workload::verify(&frozen.state.ip, &frozen.checksum).await
+}
+
+/// CRIU's page daemon; it ends by itself when all memory is there, and on drop.
+struct Daemon(Child);
+
+impl Daemon {
+    /// Source: criu(8), `lazy-pages`; CRIU 4.2 criu/uffd.c: it listens in its work directory.
+    fn start(images: &Path, work: &Path) -> anyhow::Result<Self> {
+        let mut criu = Command::new("criu");
+        criu.arg("lazy-pages").arg("--images-dir").arg(images).arg("--work-dir").arg(work);
+        criu.args(["--log-file", "lazy.log"]).stdin(Stdio::null()).stdout(Stdio::null());
+        let daemon = Self(criu.spawn().context("cannot run criu lazy-pages")?);
+        let (socket, end) = (work.join("lazy-pages.socket"), Instant::now() + DEADLINE);
+        while !socket.exists() {
+            ensure!(Instant::now() < end, "criu lazy-pages does not listen");
+            std::thread::sleep(POLL);
         }
-        Ok(())
-    })?;
-    let criu = session.pid();
-    let restored = session.restore(options, DEADLINE, &mut |_| Ok(()));
-    match restored {
-        Ok(restored) => {
-            command::reap(criu);
-            Ok(restored.pid)
+        Ok(daemon)
+    }
+
+    /// Waits until it has ended.
+    fn ended(&mut self) -> anyhow::Result<()> {
+        let end = Instant::now() + DEADLINE;
+        while Instant::now() < end {
+            if let Some(status) = self.0.try_wait()? {
+                ensure!(status.success(), "criu lazy-pages failed ({status})");
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
         }
-        Err(error) => {
-            command::kill(criu);
-            Err(error.into())
+        bail!("the memory did not arrive within {} s", DEADLINE.as_secs())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Nothing to do where it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.try_wait();
+    }
+}
+
+/// A restore to be.
+struct Prepared {
+    swrk: Swrk,
+    options: RestoreOptions,
+    cgroups: Vec<OwnedFd>,
+    /// The other end of the program's stdout and stderr.
+    output: OwnedFd,
+}
+
+impl Prepared {
+    /// The measured part; returns the pid of the restored init, a child of this process, and what it writes to.
+    fn restore(self) -> anyhow::Result<Restored> {
+        let session = self.swrk.spawn_placed(|pid| {
+            for procs in &self.cgroups {
+                rustix::io::write(procs, pid.to_string().as_bytes())?;
+            }
+            Ok(())
+        })?;
+        let criu = session.pid();
+        match session.restore(&self.options, DEADLINE, &mut |_| Ok(())) {
+            Ok(restored) => {
+                command::reap(criu);
+                Ok(Restored { pid: restored.pid, _output: self.output })
+            }
+            Err(error) => {
+                command::kill(criu);
+                Err(error.into())
+            }
         }
     }
 }
 
-/// What CRIU is told, and the other end of the program's stdout and stderr.
-fn prepare(bundle: &Bundle, frozen: &Frozen) -> anyhow::Result<(Swrk, RestoreOptions, OwnedFd)> {
+fn prepare(bundle: &Bundle, frozen: &Frozen) -> anyhow::Result<Prepared> {
     let mut swrk = Swrk::new("criu");
-    let mut options = RestoreOptions::new(open_dir(&frozen.images())?, open_dir(&bundle.dir.join("work"))?);
+    let mut options = RestoreOptions::new(open_dir(&frozen.images())?, open_dir(&bundle.work())?);
     options.root = Some(bundle.rootfs());
     options.rst_sibling = true;
     options.manage_cgroups = ManageCgroups::Ignore;
@@ -87,7 +149,19 @@ fn prepare(bundle: &Bundle, frozen: &Frozen) -> anyhow::Result<(Swrk, RestoreOpt
     for (number, key) in (0..).zip(descriptors).filter(|(_, key)| key.starts_with("pipe:")) {
         options.inherit_fds.push((key.into(), number));
     }
-    Ok((swrk, options, output))
+    Ok(Prepared { swrk, options, cgroups: cgroups(bundle)?, output })
+}
+
+/// A restored program; killed on drop.
+struct Restored {
+    pid: i32,
+    _output: OwnedFd,
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        command::kill(self.pid);
+    }
 }
 
 /// What a process's number is written to, so that it is in the bundle's cgroup.

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use super::record::{Record, timed};
-use super::{Bench, command, workload};
-use crate::kubelet::cri::api::StopContainerRequest;
+use super::record::Record;
+use super::{Bench, freeze, workload};
+use crate::harness::pods::RESTORE;
+use crate::harness::thaw::Imported;
 use crate::kubelet::mountinfo;
+use crate::kubelet::pod_spec::Pod;
 use crate::kubelet::state::PodState;
 
-/// Where thaw keeps checkpoints.
-const STORE: &str = "/var/lib/thaw/checkpoints";
 /// Where containerd has the bundles of CRI's containers.
 pub(crate) const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
 
@@ -24,15 +24,17 @@ pub(crate) const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/
 pub(crate) struct Frozen {
     /// The archive that CRI made.
     pub(crate) archive: PathBuf,
-    /// The checkpoint in thaw's store: `<namespace>/<lineage>/<id>`.
-    name: String,
+    /// The checkpoint in thaw's store.
+    imported: Imported,
     /// The container's directory in it.
     pub(crate) dir: PathBuf,
     /// The lower layers of the root file system, the uppermost first: the checkpoint's, then the image's.
     pub(crate) layers: Vec<PathBuf>,
     /// The program's OCI configuration.
     pub(crate) spec: Value,
-    /// The checksum of its memory.
+    /// The size of its memory.
+    megabytes: u64,
+    /// The checksum of it.
     pub(crate) checksum: String,
     /// Its pod.
     pub(crate) state: PodState,
@@ -49,7 +51,7 @@ impl Frozen {
     ) -> anyhow::Result<Self> {
         let name = format!("frozen-{megabytes}");
         let dir = bench.heartbeat.dir();
-        let pod = workload::pod(&name, handler, &bench.image, megabytes, dir, None)?;
+        let pod = workload::pod(&name, handler, &bench.image, megabytes, dir)?;
         let watch = bench.heartbeat.watch()?;
         let state = bench.kubelet.run(pod).await?;
         watch.beat()?;
@@ -59,22 +61,21 @@ impl Frozen {
         let mut layers = image_layers(&id)?;
 
         let archive = bench.work.join(format!("{name}.tar"));
-        let freeze = async {
-            bench.kubelet.checkpoint(&state, "", Some(&archive)).await.context("cannot freeze the program")
-        };
-        record.step("checkpoint", timed(freeze)).await?;
-        bench.kubelet.cri.stop_container(StopContainerRequest { container_id: id, timeout: 0 }).await?;
-        let import = async { command::run("thaw", &["import".as_ref(), archive.as_os_str()]) };
-        let name = record.step("import", timed(import)).await?;
-        let dir = Path::new(STORE).join(&name).join(workload::CONTAINER);
+        let imported = freeze::into(&archive, &bench.kubelet, &state, record).await?;
+        let dir = imported.dir().join(workload::CONTAINER);
         layers.insert(0, dir.join("rootfs"));
         let spec = serde_json::from_slice(&spec).context("cannot understand the OCI spec")?;
-        Ok(Self { archive, name, dir, layers, spec, checksum, state })
+        Ok(Self { archive, imported, dir, layers, spec, megabytes, checksum, state })
     }
 
-    /// What `thaw.dev/restore` says to mean this checkpoint: its name without the namespace, which is the pod's.
-    pub(crate) fn reference(&self) -> &str {
-        self.name.split_once('/').map_or(self.name.as_str(), |(_, reference)| reference)
+    /// A pod with the same program in `image`, as `handler` and `image` make it: `bench-CASE`.
+    pub(crate) fn pod(&self, bench: &Bench, case: &str, handler: &str, image: &str) -> anyhow::Result<Pod> {
+        workload::pod(&format!("bench-{case}"), handler, image, self.megabytes, bench.heartbeat.dir())
+    }
+
+    /// A pod that goes on from this checkpoint.
+    pub(crate) fn resumed(&self, bench: &Bench, case: &str) -> anyhow::Result<Pod> {
+        Ok(self.pod(bench, case, "thaw", &bench.image)?.annotated(RESTORE, &self.imported.reference()))
     }
 
     /// CRIU's images.
@@ -82,11 +83,19 @@ impl Frozen {
         self.dir.join("checkpoint")
     }
 
+    /// The largest pages file.
+    pub(crate) fn pages(&self) -> anyhow::Result<PathBuf> {
+        let entries = fs::read_dir(self.images()).context("cannot list the images")?.flatten();
+        let pages = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("pages-"));
+        let largest = pages.max_by_key(|entry| entry.metadata().map_or(0, |metadata| metadata.len()));
+        Ok(largest.context("there is no pages file")?.path())
+    }
+
     /// Removes the pod, the archive and the checkpoint.
     pub(crate) async fn remove(self, bench: &Bench) -> anyhow::Result<()> {
         bench.kubelet.remove(&self.state, Some(0)).await?;
         fs::remove_file(&self.archive).context("cannot remove the archive")?;
-        command::run("thaw", &["rm", &self.name]).map(drop)
+        freeze::remove(&self.imported)
     }
 }
 

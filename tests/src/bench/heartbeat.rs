@@ -55,6 +55,11 @@ impl Heartbeat {
         Ok(Watch { stop, thread })
     }
 
+    /// Whether a program has beaten since this was made.
+    pub(crate) fn beats(&self) -> anyhow::Result<bool> {
+        Ok(self.read()? != STILL)
+    }
+
     fn path(&self) -> PathBuf {
         self.dir.join("count")
     }

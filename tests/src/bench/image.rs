@@ -19,13 +19,8 @@ use crate::kubelet::cri::api::{ImageSpec, PullImageRequest, RemoveImageRequest};
 const MARK: &str = "org.criu.checkpoint.container.name";
 
 /// Goes the whole way once; the registry is empty but for the base image.
-pub(crate) async fn measure(
-    bench: &Bench,
-    frozen: &Frozen,
-    megabytes: u64,
-    record: &mut Record,
-) -> anyhow::Result<()> {
-    let name = format!("{ADDRESS}/thaw/frozen-{megabytes}:1");
+pub(crate) async fn measure(bench: &Bench, frozen: &Frozen, record: &mut Record) -> anyhow::Result<()> {
+    let name = format!("{ADDRESS}/thaw/frozen:1");
     let buildah = Buildah::new(bench)?;
     let made = make_image(&buildah, frozen, &name, record).await;
     let pushed = match made {
@@ -42,7 +37,7 @@ pub(crate) async fn measure(
     let image = Some(ImageSpec { image: name.clone(), ..ImageSpec::default() });
     let pull = async { Ok(bench.kubelet.cri.pull_image(PullImageRequest { image: image.clone() }).await?) };
     record.step("image.pull", timed(pull)).await?;
-    let restored = restore(bench, frozen, megabytes, &name, record).await;
+    let restored = restore(bench, frozen, &name, record).await;
     let removed = bench.kubelet.cri.remove_image(RemoveImageRequest { image }).await;
     restored?;
     removed?;
@@ -76,15 +71,8 @@ async fn make_image(
     Ok(())
 }
 
-async fn restore(
-    bench: &Bench,
-    frozen: &Frozen,
-    megabytes: u64,
-    image: &str,
-    record: &mut Record,
-) -> anyhow::Result<()> {
-    let pod = workload::pod("bench-image", "runc", image, megabytes, bench.heartbeat.dir(), None)?;
-    let steps = Steps::sandbox(bench, "image", pod, record).await?;
+async fn restore(bench: &Bench, frozen: &Frozen, image: &str, record: &mut Record) -> anyhow::Result<()> {
+    let steps = Steps::sandbox(bench, "image", frozen.pod(bench, "image", "runc", image)?, record).await?;
     let restored = steps.restore(image, &frozen.checksum, record).await;
     // The image cannot go while a container is made from it.
     bench.kubelet.remove(&steps.state, Some(0)).await?;

@@ -4,13 +4,14 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::heartbeat::Heartbeat;
+use super::measured::{Measured, Summary};
 use super::written::Written;
 
 /// The unit of a series.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Unit {
     /// Seconds.
@@ -23,18 +24,16 @@ pub(crate) enum Unit {
 
 /// The repetitions of one measurement.
 #[derive(Debug, Clone)]
-pub(crate) struct Series {
-    /// `restore.64`.
-    pub(crate) case: String,
-    /// `thaw.running`.
-    pub(crate) metric: String,
-    pub(crate) unit: Unit,
-    pub(crate) values: Vec<f64>,
+struct Series {
+    case: String,
+    metric: String,
+    unit: Unit,
+    values: Vec<f64>,
 }
 
 impl Series {
     /// The middle value, or the mean of the two in the middle.
-    pub(crate) fn median(&self) -> f64 {
+    fn median(&self) -> f64 {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
@@ -42,12 +41,16 @@ impl Series {
         if sorted.len() % 2 == 1 { at(middle) } else { f64::midpoint(at(middle.wrapping_sub(1)), at(middle)) }
     }
 
-    pub(crate) fn min(&self) -> f64 {
-        self.values.iter().copied().fold(f64::INFINITY, f64::min)
-    }
-
-    pub(crate) fn max(&self) -> f64 {
-        self.values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+    fn summary(&self) -> Summary {
+        Summary {
+            case: self.case.clone(),
+            metric: self.metric.clone(),
+            unit: self.unit,
+            median: self.median(),
+            min: self.values.iter().copied().fold(f64::INFINITY, f64::min),
+            max: self.values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            n: self.values.len(),
+        }
     }
 }
 
@@ -66,17 +69,9 @@ impl Results {
         }
     }
 
-    pub(crate) fn all(&self) -> &[Series] {
-        &self.0
-    }
-
-    pub(crate) fn find(&self, case: &str, metric: &str) -> Option<&Series> {
-        self.0.iter().find(|series| series.case == case && series.metric == metric)
-    }
-
-    /// Median over median, where both were measured.
-    pub(crate) fn ratio(&self, case: &str, metric: &str, to: &str) -> Option<f64> {
-        Some(self.find(case, metric)?.median() / self.find(case, to)?.median())
+    /// Their medians.
+    pub(crate) fn measured(&self) -> Measured {
+        Measured(self.0.iter().map(Series::summary).collect())
     }
 }
 
@@ -186,9 +181,10 @@ mod tests {
         record.sum("all", &["a", "c"]);
         let mut results = Results::default();
         results.add("case", record);
-        assert!((results.find("case", "all").unwrap().median() - 5.0).abs() < 1e-9);
-        assert!((results.find("case", "all.written").unwrap().median() - 50.0).abs() < 1e-9);
-        assert!((results.ratio("case", "b", "a").unwrap() - 2.0).abs() < 1e-9);
-        assert!(results.ratio("case", "b", "never measured").is_none());
+        let measured = results.measured();
+        assert!((measured.median("case", "all").unwrap() - 5.0).abs() < 1e-9);
+        assert!((measured.median("case", "all.written").unwrap() - 50.0).abs() < 1e-9);
+        assert!((measured.ratio("case", "b", "a").unwrap() - 2.0).abs() < 1e-9);
+        assert!(measured.ratio("case", "b", "never measured").is_none());
     }
 }

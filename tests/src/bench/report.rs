@@ -1,162 +1,138 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The table for people and the JSON for programs.
+//! What a run has to say: the table for people and the JSON for programs, which the page is made from.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
 
+use super::goals::{self, Goal};
 use super::machine::Machine;
-use super::record::{Results, Series, Unit, written_metric};
+use super::measured::{Measured, Summary};
+use super::record::{Unit, written_metric};
+use super::{ratios, shim};
 
-/// `{"machine", "results", "ratios"}`, as every benchmark of this project writes it.
-pub(crate) fn json(machine: &Machine, results: &Results, ratios: Vec<(String, f64)>) -> Value {
-    let shown: Vec<_> = results
-        .all()
-        .iter()
-        .map(|series| {
-            json!({
-                "case": series.case, "metric": series.metric, "unit": series.unit, "median": series.median(),
-                "min": series.min(), "max": series.max(), "n": series.values.len(),
-            })
-        })
-        .collect();
-    let ratios: Map<_, _> = ratios.into_iter().map(|(name, ratio)| (name, Value::from(ratio))).collect();
-    json!({"machine": machine, "results": shown, "ratios": ratios})
+/// The JSON, as every benchmark of this project writes it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    /// What was run, and how long it took.
+    pub(crate) command: String,
+    pub(crate) minutes: f64,
+    #[serde(rename = "results")]
+    pub(crate) measured: Measured,
+    pub(crate) ratios: BTreeMap<String, f64>,
+    pub(crate) goals: Vec<Goal>,
+    pub(crate) failed: Vec<Left>,
+    pub(crate) skipped: Vec<Left>,
 }
 
-/// thaw over each of the others. Where the other's clock begins before the pod does, thaw's begins with it.
-pub(crate) fn ratios(results: &Results) -> Vec<(String, f64)> {
-    let compared = [
-        ("vs_runc", "thaw.running", "runc.running"),
-        ("vs_criu", "thaw.running", "criu.running"),
-        ("vs_archive", "thaw.pod", "archive.pod"),
-        ("vs_registry", "thaw.pod", "image.from_registry"),
-        ("vs_image_path", "thaw.pod", "image.all"),
-    ];
-    let mut cases: Vec<_> = results.all().iter().map(|series| series.case.as_str()).collect();
-    cases.dedup();
-    let mut ratios = Vec::new();
-    for case in cases {
-        for (name, ours, theirs) in compared {
-            if let Some(ratio) = results.ratio(case, ours, theirs) {
-                ratios.push((format!("{case}.{name}"), ratio));
-            }
-        }
-        let median = |metric| results.find(case, metric).map(Series::median);
-        if let (Some(import), Some(pod), Some(image)) =
-            (median("import"), median("thaw.pod"), median("image.all"))
-        {
-            ratios.push((format!("{case}.with_import_vs_image_path"), (import + pod) / image));
-        }
-        ratios.extend(lazy_ratios(results, case));
+/// A case without a number, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Left {
+    pub(crate) case: String,
+    pub(crate) reason: String,
+}
+
+impl Report {
+    pub(crate) fn new(
+        machine: Machine,
+        command: &str,
+        minutes: f64,
+        measured: Measured,
+        (failed, skipped): (Vec<Left>, Vec<Left>),
+    ) -> Self {
+        let ratios = ratios::all(&measured);
+        let goals = goals::judge(&ratios);
+        Self { machine, command: command.to_owned(), minutes, measured, ratios, goals, failed, skipped }
     }
-    ratios
-}
 
-/// The lazy restore of one size against everything that it is to be better than.
-fn lazy_ratios(results: &Results, case: &str) -> Vec<(String, f64)> {
-    const SMALLEST: &str = "restore.64";
-    let size = case.trim_start_matches("restore.");
-    let ratio = |name: &str, ours: &str, other: &str, theirs: &str| {
-        let median = |case, metric| results.find(case, metric).map(Series::median);
-        Some((name.to_owned(), median(case, ours)? / median(other, theirs)?))
-    };
-    let ratios = [
-        ratio(&format!("lazy.{size}.vs_64"), "lazy.running", SMALLEST, "lazy.running"),
-        ratio(&format!("lazy.{size}.vs_criu_eager"), "lazy.running", case, "criu.running"),
-        ratio(&format!("lazy.{size}.vs_image_path"), "lazy.pod", case, "image.all"),
-        ratio(&format!("lazy.{size}.residency_vs_criu_eager"), "lazy.filled", case, "criu.running"),
-        ratio(&format!("lazy.{size}.residency_vs_uffd_limit"), "lazy.filled", case, "limit.uffd_copy"),
-        ratio(&format!("{case}.vs_fresh_sleep"), "lazy.running", case, "fresh.running"),
-    ];
-    ratios.into_iter().flatten().filter(|(name, _)| name != "lazy.64.vs_64").collect()
-}
+    pub(crate) fn read(file: &Path) -> anyhow::Result<Self> {
+        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is not of a benchmark", file.display()))
+    }
 
-/// Every series in seconds as a line, with the bytes that were written meanwhile; then bytes, then ratios.
-pub(crate) fn table(machine: &Machine, results: &Results) -> String {
-    let mut text = format!("{}\n", machine.line());
-    let mut case = "";
-    for series in results.all() {
-        if series.case != case {
-            case = &series.case;
+    pub(crate) fn write(&self, file: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Every series in seconds as a line, with the bytes that were written meanwhile; then bytes, ratios, goals, and
+    /// what has no number.
+    pub(crate) fn table(&self) -> String {
+        let mut text = format!("{}\n", self.machine.line());
+        for case in self.measured.cases().into_iter().filter(|case| !shim::is_shim(case)) {
             let _ = writeln!(
                 text,
                 "\n{case:<28} {:>8}  {:<17} {:>3} {:>12}",
                 "median s", "(min - max)", "n", "MB written"
             );
-        }
-        match series.unit {
-            Unit::S => seconds_line(&mut text, series, results),
-            Unit::Bytes if !series.metric.ends_with(".written") => {
-                let _ = writeln!(text, "  {:<48} {:>9.0} bytes", series.metric, series.median());
+            for summary in self.measured.all().iter().filter(|summary| summary.case == case) {
+                self.line(&mut text, summary);
             }
-            Unit::Bytes | Unit::Count => {}
         }
-    }
-    let ratios = ratios(results);
-    if !ratios.is_empty() {
+        text.push_str(&shim::table(&self.measured));
         text.push_str("\nratio of medians\n");
+        for (name, ratio) in &self.ratios {
+            let _ = writeln!(text, "  {name:<42} {ratio:>8.4}");
+        }
+        text.push_str("\ngoal\n");
+        for goal in self.goals.iter().filter(|goal| goal.ratio.is_some()) {
+            let (name, at_most, verdict) = (&goal.name, goal.at_most, goal.verdict());
+            let ratio = goal.ratio.unwrap_or_default();
+            let _ = writeln!(text, "  {name:<42} {ratio:>8.4}, at most {at_most}: {verdict}");
+        }
+        for (what, left) in [("failed", &self.failed), ("skipped", &self.skipped)] {
+            for Left { case, reason } in left {
+                let _ = writeln!(text, "{what}: {case}: {reason}");
+            }
+        }
+        text
     }
-    for (name, ratio) in ratios {
-        let _ = writeln!(text, "  {name:<36} {ratio:>7.3}");
-    }
-    text
-}
 
-fn seconds_line(text: &mut String, series: &Series, results: &Results) {
-    let written = results.find(&series.case, &written_metric(&series.metric));
-    let written = written.map(|bytes| format!("{:.1}", bytes.median() / 1e6)).unwrap_or_default();
-    let spread = format!("({:.3} - {:.3})", series.min(), series.max());
-    let _ = writeln!(
-        text,
-        "  {:<26} {:>8.3}  {spread:<17} {:>3} {written:>12}",
-        series.metric,
-        series.median(),
-        series.values.len()
-    );
+    fn line(&self, text: &mut String, summary: &Summary) {
+        let Summary { metric, median, min, max, n, .. } = summary;
+        let _ = match summary.unit {
+            Unit::S => {
+                let written = self.measured.median(&summary.case, &written_metric(metric));
+                let written = written.map(|bytes| format!("{:.1}", bytes / 1e6)).unwrap_or_default();
+                let spread = format!("({min:.3} - {max:.3})");
+                writeln!(text, "  {metric:<26} {median:>8.3}  {spread:<17} {n:>3} {written:>12}")
+            }
+            Unit::Bytes if !metric.ends_with(".written") => {
+                writeln!(text, "  {metric:<48} {median:>9.0} bytes")
+            }
+            Unit::Bytes | Unit::Count => Ok(()),
+        };
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Record;
+    use serde_json::{Value, json};
+
+    use super::super::record::{Record, Results};
     use super::*;
 
-    fn results(metrics: &[(&str, f64)]) -> Results {
+    fn report() -> Report {
+        let mut record = Record::default();
+        record.seconds("thaw.running", 0.5);
+        record.seconds("criu.running", 0.25);
         let mut results = Results::default();
-        let mut record = Record::default();
-        for (metric, seconds) in metrics {
-            record.seconds(metric, *seconds);
-        }
         results.add("restore.64", record);
-        results
+        let failed = vec![Left { case: "restore.64.runc".to_owned(), reason: "no runc".to_owned() }];
+        Report::new(Machine::look(), "scripts/bench all", 1.0, results.measured(), (failed, Vec::new()))
     }
 
     #[test]
-    fn ratios_are_named_by_their_case_and_only_of_what_was_measured() {
-        let results = results(&[("thaw.running", 0.5), ("thaw.pod", 1.0), ("criu.running", 0.25)]);
-        assert_eq!(ratios(&results), [("restore.64.vs_criu".to_owned(), 2.0)]);
-    }
-
-    #[test]
-    fn a_lazy_restore_is_compared_with_the_smallest_and_with_the_machine() {
-        let mut results = results(&[("lazy.running", 0.5), ("fresh.running", 1.0)]);
-        let mut record = Record::default();
-        record.seconds("lazy.running", 0.25);
-        record.seconds("lazy.filled", 3.0);
-        record.seconds("limit.uffd_copy", 2.0);
-        results.add("restore.2048", record);
-        let expected = [
-            ("restore.64.vs_fresh_sleep", 0.5),
-            ("lazy.2048.vs_64", 0.5),
-            ("lazy.2048.residency_vs_uffd_limit", 1.5),
-        ];
-        assert_eq!(ratios(&results), expected.map(|(name, ratio)| (name.to_owned(), ratio)));
-    }
-
-    #[test]
-    fn the_json_has_what_every_benchmark_writes() {
-        let results = results(&[("thaw.running", 0.5)]);
-        let json = json(&Machine::look(), &results, ratios(&results));
+    fn the_json_has_what_every_benchmark_writes_and_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("results.json");
+        report().write(&file).unwrap();
+        let json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
         assert_eq!(
             json.pointer("/results/0"),
             Some(&json!({
@@ -164,6 +140,14 @@ mod tests {
                 "max": 0.5, "n": 1,
             }))
         );
-        assert!(json.pointer("/machine/kernel").is_some() && json.pointer("/ratios").is_some());
+        assert!(json.pointer("/machine/kernel").is_some() && json.pointer("/goals/0/met").is_some());
+        assert_eq!(json.pointer("/ratios"), Some(&json!({"restore.64.vs_criu": 2.0})));
+        let read = Report::read(&file).unwrap();
+        assert_eq!((read.measured, read.failed), (report().measured, report().failed));
+    }
+
+    #[test]
+    fn the_table_says_what_failed_and_why() {
+        assert!(report().table().ends_with("failed: restore.64.runc: no runc\n"), "{}", report().table());
     }
 }

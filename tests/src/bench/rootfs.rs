@@ -2,26 +2,25 @@
 //! Writable layers of all sizes: how long a restore takes, and what it writes, when a program has written so much into
 //! its root file system.
 
-use std::fs;
-use std::path::PathBuf;
-
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 
-use super::machine::Machine;
-use super::record::{Record, Results, timed};
-use super::report;
+use super::freeze::{self, freeze};
+use super::measured::Measured;
+use super::record::{Record, timed};
+use super::run::{Run, kubelet, remove_pods};
 use crate::harness::counter::{self, PORT};
 use crate::harness::pods::RESTORE;
-use crate::harness::thaw;
 use crate::kubelet::Kubelet;
 use crate::kubelet::pod_spec::Pod;
-use crate::kubelet::settings::Settings;
 use crate::kubelet::state::PodState;
 
 const WORKLOADS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads");
 /// How long writing may take, seconds.
 const FILLING: i64 = 1800;
+/// About how long one restore takes, and freezing a case, seconds.
+const RUN_SECONDS: f64 = 3.0;
+const FREEZE_SECONDS: f64 = 20.0;
 /// Writes what cannot be compressed, and many small files: `FILL MEGABYTES FILES`.
 const FILL: &str = "
 import os, sys
@@ -48,60 +47,52 @@ print(sum(os.path.getsize(path) for path in found), len(found))
 pub struct RootfsArgs {
     /// Repetitions of each.
     #[arg(long, default_value_t = 5)]
-    runs: u32,
+    pub(crate) runs: u32,
     /// What was written, MB in one file.
     #[arg(long, value_delimiter = ',', default_value = "0,100,1000")]
-    sizes: Vec<u64>,
+    pub(crate) sizes: Vec<u64>,
     /// One more case: this number of files of 100 bytes; 0 for none.
     #[arg(long, default_value_t = 100_000)]
-    files: u64,
-    /// Write the results here too.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub(crate) files: u64,
+}
+
+impl RootfsArgs {
+    /// The cases: name, MB, number of files.
+    fn cases(&self) -> Vec<(String, u64, u64)> {
+        let sizes = self.sizes.iter().map(|size| (format!("rootfs.{size}"), *size, 0));
+        let files = (self.files > 0).then(|| ("rootfs.files".to_owned(), 0, self.files));
+        sizes.chain(files).collect()
+    }
+
+    /// About how long it takes, seconds.
+    pub(crate) fn seconds(&self) -> f64 {
+        let cases = u32::try_from(self.cases().len()).unwrap_or(0);
+        f64::from(cases) * (FREEZE_SECONDS + RUN_SECONDS * f64::from(self.runs))
+    }
 }
 
 /// Measures writable layers.
 ///
 /// # Errors
-/// When a pod does not start or does not find again what it had written.
-pub async fn rootfs(args: RootfsArgs) -> anyhow::Result<()> {
-    let machine = Machine::look();
-    let kubelet = Kubelet::connect(Settings::from_env()).await?;
-    let mut cases: Vec<_> = args.sizes.iter().map(|size| (format!("rootfs.{size}"), *size, 0)).collect();
-    if args.files > 0 {
-        cases.push(("rootfs.files".to_owned(), 0, args.files));
-    }
-    let (mut results, mut failures) = (Results::default(), 0);
-    for (case, megabytes, files) in &cases {
-        eprintln!("{case}");
-        if let Err(error) = measure(&kubelet, case, (*megabytes, *files), args.runs, &mut results).await {
-            failures += 1;
-            eprintln!("FAILED: {case}: {error:#}");
+/// When the node does not answer; a pod that does not start, or does not find again what it had written, is noted and
+/// passed over.
+pub async fn rootfs(run: &mut Run, args: &RootfsArgs) -> anyhow::Result<()> {
+    let kubelet = kubelet().await?;
+    for (case, megabytes, files) in args.cases() {
+        if let Err(error) = measure(run, &kubelet, &case, (megabytes, files), args.runs).await {
+            run.fail(&case, &error);
         }
-        for left in kubelet.list()? {
-            kubelet.remove(&left, Some(0)).await?;
-        }
-    }
-    print!("{}", report::table(&machine, &results));
-    let ratios = ratios(&results, &cases);
-    for (name, ratio) in &ratios {
-        println!("  {name:<36} {ratio:>7.3}");
-    }
-    if let Some(file) = &args.json {
-        fs::write(file, format!("{:#}\n", report::json(&machine, &results, ratios)))
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    if failures > 0 {
-        bail!("{failures} cases failed");
+        remove_pods(&kubelet, "bench-").await?;
     }
     Ok(())
 }
 
 /// Each restore over that of an empty layer.
-fn ratios(results: &Results, cases: &[(String, u64, u64)]) -> Vec<(String, f64)> {
-    let median = |case: &str| Some(results.find(case, "restore")?.median());
+pub(crate) fn ratios(measured: &Measured) -> Vec<(String, f64)> {
+    let median = |case: &str| measured.median(case, "restore");
     let Some(empty) = median("rootfs.0") else { return Vec::new() };
-    let others = cases.iter().map(|(case, _, _)| case).filter(|case| *case != "rootfs.0");
+    let cases = measured.cases().into_iter();
+    let others = cases.filter(|case| case.starts_with("rootfs.") && *case != "rootfs.0");
     others.filter_map(|case| Some((format!("{case}.vs_0"), median(case)? / empty))).collect()
 }
 
@@ -138,30 +129,23 @@ async fn inside(kubelet: &Kubelet, state: &PodState, script: &str, words: &[u64]
 }
 
 async fn measure(
+    bench: &mut Run,
     kubelet: &Kubelet,
     case: &str,
     (megabytes, files): (u64, u64),
     runs: u32,
-    results: &mut Results,
 ) -> anyhow::Result<()> {
+    bench.step(&format!("{case}: freezing it"), FREEZE_SECONDS);
     let frozen = kubelet.run(pod()?).await?;
     counter::state(&frozen, PORT).await?;
     inside(kubelet, &frozen, FILL, &[megabytes, files]).await?;
     let written = inside(kubelet, &frozen, COUNT, &[]).await?;
     let mut record = Record::default();
-    let archive = PathBuf::from("/var/tmp").join(format!("{case}.tar"));
-    record
-        .step(
-            "checkpoint",
-            timed(async { Ok(kubelet.checkpoint(&frozen, "counter", Some(&archive)).await?) }),
-        )
-        .await?;
+    let imported = freeze(kubelet, &frozen, &mut record).await?;
     kubelet.remove(&frozen, Some(0)).await?;
-    let imported =
-        record.step("import", timed(async { Ok(thaw::import(std::slice::from_ref(&archive))?) })).await?;
-    fs::remove_file(&archive)?;
-    results.add(case, record);
-    for _ in 0..runs {
+    bench.add(case, record);
+    for run in 1..=runs {
+        bench.step(&format!("{case}: run {run} of {runs}"), RUN_SECONDS);
         let mut record = Record::default();
         let again = pod()?.annotated(RESTORE, &imported.reference());
         let restored = timed(async {
@@ -175,7 +159,7 @@ async fn measure(
             bail!("the restored pod has {found:?} and had {written:?}");
         }
         kubelet.remove(&state, Some(0)).await?;
-        results.add(case, record);
+        bench.add(case, record);
     }
-    Ok(fs::remove_dir_all(imported.dir())?)
+    freeze::remove(&imported)
 }

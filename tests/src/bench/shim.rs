@@ -5,20 +5,20 @@
 mod report;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::command;
-use super::machine::Machine;
-use super::record::{Record, Results};
+pub(crate) use self::report::{is_shim, ratios, rows, table, title};
+use super::freeze::{self, freeze};
+use super::record::Record;
+use super::run::{Run, kubelet, remove_pods};
+use crate::harness::pods::RESTORE;
 use crate::harness::shim::{footprint, pid};
 use crate::kubelet::Kubelet;
 use crate::kubelet::pod_spec::Pod;
-use crate::kubelet::settings::Settings;
 use crate::kubelet::state::PodState;
 
 /// The runtime handlers, theirs and ours.
@@ -33,74 +33,75 @@ const SETTLE: Duration = Duration::from_secs(5);
 const EXECS: u32 = 3;
 /// The seconds that it may take.
 const EXEC_LIMIT: i64 = 30;
+/// About how long one start takes, and one pod more whose memory is measured, seconds.
+const START_SECONDS: f64 = 1.5;
+const POD_SECONDS: f64 = 1.5;
 
 /// What is measured, and how often.
 #[derive(Debug, Args)]
 pub struct ShimArgs {
     /// Repetitions of start and exec under each handler.
     #[arg(long, default_value_t = 20)]
-    runs: u32,
+    pub(crate) runs: u32,
     /// How many pods run at a time while memory is measured.
     #[arg(long, value_delimiter = ',', default_value = "1,10,100")]
-    pods: Vec<usize>,
+    pub(crate) pods: Vec<usize>,
     /// How many restored pods run at a time while their memory is measured; 0 for none.
     #[arg(long, default_value_t = 10)]
-    restored: usize,
-    /// Write the results here too.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub(crate) restored: usize,
+}
+
+impl ShimArgs {
+    /// About how long it takes, seconds.
+    pub(crate) fn seconds(&self) -> f64 {
+        let pods = 2 * self.pods.iter().sum::<usize>() + self.restored;
+        START_SECONDS * 2.0 * f64::from(self.runs) + POD_SECONDS * number(pods)
+    }
 }
 
 /// Measures shims.
 ///
 /// # Errors
 /// When a pod does not start, or its shim cannot be looked at.
-pub async fn shim(args: ShimArgs) -> anyhow::Result<()> {
-    let machine = Machine::look();
-    let kubelet = Kubelet::connect(Settings::from_env()).await?;
-    let mut results = Results::default();
-    let measured = measure(&kubelet, &args, &mut results).await;
-    remove_pods(&kubelet).await?;
-    // What was measured before a failure is worth seeing, too.
-    print!("{}", report::table(&machine, &results));
-    measured?;
-    if let Some(file) = &args.json {
-        let json = super::report::json(&machine, &results, report::ratios(&results));
-        fs::write(file, format!("{json:#}\n")).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(())
+pub async fn shim(run: &mut Run, args: &ShimArgs) -> anyhow::Result<()> {
+    let kubelet = kubelet().await?;
+    let measured = measure(run, &kubelet, args).await;
+    remove_pods(&kubelet, "bench-").await?;
+    measured
 }
 
-async fn measure(kubelet: &Kubelet, args: &ShimArgs, results: &mut Results) -> anyhow::Result<()> {
+async fn measure(bench: &mut Run, kubelet: &Kubelet, args: &ShimArgs) -> anyhow::Result<()> {
     let mut record = Record::default();
     for (handler, program) in PROGRAMS {
         let size = fs::metadata(program).with_context(|| format!("no {program}"))?.len();
         record.bytes(&format!("{handler}.binary"), size);
     }
-    results.add("shim", record);
+    bench.add("shim", record);
     for run in 1..=args.runs {
-        eprintln!("start and exec: run {run} of {}", args.runs);
+        bench.step(&format!("start and exec: run {run} of {}", args.runs), 2.0 * START_SECONDS);
         for handler in turns(run) {
             let mut record = Record::default();
             start(kubelet, handler, &mut record).await?;
-            results.add("shim", record);
+            bench.add("shim", record);
         }
     }
     for &count in &args.pods {
         for handler in HANDLERS {
-            eprintln!("{count} pods under {handler}");
             let mut record = Record::default();
+            bench.step(&format!("{count} pods under {handler}"), POD_SECONDS * number(count));
             crowd(kubelet, handler, count, None, &mut record).await?;
-            results.add(&format!("shim.{count}"), record);
+            bench.add(&format!("shim.{count}"), record);
         }
     }
     if args.restored > 0 {
-        eprintln!("{} restored pods", args.restored);
-        let checkpoint = freeze(kubelet).await?;
+        bench.step(&format!("{} restored pods", args.restored), POD_SECONDS * number(args.restored));
+        let state = kubelet.run(pod("bench-frozen", "thaw", None)?).await?;
+        let imported = freeze(kubelet, &state, &mut Record::default()).await?;
+        kubelet.remove(&state, Some(0)).await?;
         let mut record = Record::default();
-        crowd(kubelet, "thaw", args.restored, Some(&checkpoint), &mut record).await?;
-        results.add(&format!("shim.restored.{}", args.restored), record);
-        command::run("thaw", &["rm", &checkpoint])?;
+        crowd(kubelet, "thaw", args.restored, Some(&imported.reference()), &mut record).await?;
+        bench.add(&format!("shim.restored.{}", args.restored), record);
+        freeze::remove(&imported)?;
     }
     Ok(())
 }
@@ -165,7 +166,7 @@ async fn crowd(
     }
     tokio::time::sleep(SETTLE).await;
     look(&pods, handler, ".after_exec", record)?;
-    remove_pods(kubelet).await
+    remove_pods(kubelet, "bench-").await
 }
 
 fn look(pods: &[PodState], handler: &str, when: &str, record: &mut Record) -> anyhow::Result<()> {
@@ -183,9 +184,7 @@ fn look(pods: &[PodState], handler: &str, when: &str, record: &mut Record) -> an
 /// A pod that does nothing.
 fn pod(name: &str, handler: &str, checkpoint: Option<&str>) -> anyhow::Result<Pod> {
     let mut annotations = Map::new();
-    if let Some(reference) = checkpoint.and_then(|name| name.split_once('/')).map(|(_, rest)| rest) {
-        annotations.insert("thaw.dev/restore".to_owned(), Value::from(reference));
-    }
+    annotations.extend(checkpoint.map(|reference| (RESTORE.to_owned(), Value::from(reference))));
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -203,25 +202,9 @@ fn pod(name: &str, handler: &str, checkpoint: Option<&str>) -> anyhow::Result<Po
     Ok(Pod::parse(&pod.to_string())?)
 }
 
-/// Freezes such a pod; returns the checkpoint's name.
-async fn freeze(kubelet: &Kubelet) -> anyhow::Result<String> {
-    let archive = Path::new("/var/tmp/thaw-bench-shim.tar");
-    let state = kubelet.run(pod("bench-frozen", "thaw", None)?).await?;
-    kubelet.checkpoint(&state, "", Some(archive)).await?;
-    kubelet.remove(&state, Some(0)).await?;
-    let name = command::run("thaw", &["import".as_ref(), archive.as_os_str()])?;
-    fs::remove_file(archive).context("cannot remove the archive")?;
-    Ok(name)
-}
-
-/// Removes every pod of this benchmark, whatever became of it.
-async fn remove_pods(kubelet: &Kubelet) -> anyhow::Result<()> {
-    for state in kubelet.list()? {
-        if state.pod.metadata.name.starts_with("bench-") {
-            kubelet.remove(&state, Some(0)).await?;
-        }
-    }
-    Ok(())
+/// A number of pods.
+fn number(count: usize) -> f64 {
+    u32::try_from(count).map_or(0.0, f64::from)
 }
 
 #[cfg(test)]
@@ -235,8 +218,8 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_pod_names_the_checkpoint_without_its_namespace() {
-        let pod = pod("p", "thaw", Some("default/line/id")).unwrap();
+    fn a_restored_pod_names_the_checkpoint_and_no_other_pod_does() {
+        let pod = pod("p", "thaw", Some("line/id")).unwrap();
         assert_eq!(pod.metadata.annotations["thaw.dev/restore"], "line/id");
         assert!(super::pod("p", "runc", None).unwrap().metadata.annotations.is_empty());
     }

@@ -6,12 +6,12 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 
+use super::Bench;
 use super::copies::Copies;
 use super::frozen::{BUNDLES, Frozen};
 use super::record::Record;
 use super::steps::Steps;
 use super::written::Written;
-use super::{Bench, workload};
 
 /// The shim's private working directory in the bundle, which holds links and the few rewritten images.
 const PRIVATE: &str = "restore";
@@ -24,12 +24,9 @@ pub(crate) async fn measure(
     bench: &Bench,
     frozen: &Frozen,
     copies: &Copies,
-    megabytes: u64,
     record: &mut Record,
 ) -> anyhow::Result<()> {
-    let reference = Some(frozen.reference());
-    let pod = workload::pod("bench-thaw", "thaw", &bench.image, megabytes, bench.heartbeat.dir(), reference)?;
-    let steps = Steps::sandbox(bench, "thaw", pod, record).await?;
+    let steps = Steps::sandbox(bench, "thaw", frozen.resumed(bench, "thaw")?, record).await?;
     let (began, before) = (SystemTime::now(), Written::now()?);
     let id = steps.restore(&bench.image, &frozen.checksum, record).await?;
     let now = Written::now()?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::kubelet::http;
 use crate::kubelet::pod_spec::Pod;
@@ -20,29 +20,29 @@ const PORT: u16 = 8080;
 /// How long the checksum of the largest memory may take.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// The pod `name`, run by `handler`; `restore` names the checkpoint that it goes on from.
+/// Its command, with so many megabytes.
+pub(crate) fn command(megabytes: u64) -> [String; 4] {
+    ["python3", "-c", PROGRAM, &megabytes.to_string()].map(str::to_owned)
+}
+
+/// The pod `name`, run by `handler`.
 pub(crate) fn pod(
     name: &str,
     handler: &str,
     image: &str,
     megabytes: u64,
     heartbeat: &Path,
-    restore: Option<&str>,
 ) -> anyhow::Result<Pod> {
-    let mut annotations = Map::new();
-    if let Some(reference) = restore {
-        annotations.insert("thaw.dev/restore".to_owned(), Value::from(reference));
-    }
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "annotations": annotations},
+        "metadata": {"name": name},
         "spec": {
             "runtimeClassName": handler,
             "containers": [{
                 "name": CONTAINER,
                 "image": image,
-                "command": ["python3", "-c", PROGRAM, megabytes.to_string()],
+                "command": command(megabytes),
                 "volumeMounts": [{"name": "heartbeat", "mountPath": "/heartbeat"}],
             }],
             "volumes": [{"name": "heartbeat", "hostPath": {"path": heartbeat}}],
