@@ -31,9 +31,11 @@ pub(crate) const RESIDENCY: [(&str, &str); 8] = [
     ("read from disk", "limit.disk"),
 ];
 /// What writes bytes until the program runs.
-pub(crate) const WRITES: [(&str, &str); 5] = [
+pub(crate) const WRITES: [(&str, &str); 7] = [
     ("thaw, lazy", "lazy.pod"),
     ("thaw", "thaw.pod"),
+    ("runc restore", "runc.running"),
+    ("Podman", "podman.running"),
     ("containerd, archive", "archive.pod"),
     ("image, pulled", "image.from_registry"),
     ("image, made and pulled", "image.all"),
