@@ -68,6 +68,12 @@ impl CrowdArgs {
 /// When the program cannot be frozen; what fails later is noted and passed over.
 pub async fn crowd(run: &mut Run, args: &CrowdArgs) -> anyhow::Result<()> {
     let kubelet = kubelet().await?;
+    let measured = measure(run, &kubelet, args).await;
+    remove_pods(&kubelet, "bench-").await?;
+    measured
+}
+
+async fn measure(run: &mut Run, kubelet: &Kubelet, args: &CrowdArgs) -> anyhow::Result<()> {
     run.step("crowd: freezing the program", FREEZE_SECONDS);
     let heartbeat = Heartbeat::new(PathBuf::from(HEARTBEATS).join("frozen"))?;
     let pod = workload::pod("bench-frozen", "thaw", LOCAL_IMAGE, args.size, heartbeat.dir())?;
@@ -75,7 +81,7 @@ pub async fn crowd(run: &mut Run, args: &CrowdArgs) -> anyhow::Result<()> {
     let state = kubelet.run(pod).await?;
     watch.beat()?;
     let checksum = workload::checksum(&state.ip).await?;
-    let imported = freeze(&kubelet, &state, &mut Record::default()).await?;
+    let imported = freeze(kubelet, &state, &mut Record::default()).await?;
     kubelet.remove(&state, Some(0)).await?;
     for &pods in &args.pods {
         let case = format!("crowd.{pods}");
@@ -85,12 +91,12 @@ pub async fn crowd(run: &mut Run, args: &CrowdArgs) -> anyhow::Result<()> {
             let shift = usize::try_from(number).unwrap_or_default() % CASES.len();
             for what in CASES.iter().cycle().skip(shift).take(CASES.len()) {
                 let mut record = Record::default();
-                let crowd = Crowd { kubelet: &kubelet, pods, size: args.size, checksum: &checksum };
+                let crowd = Crowd { kubelet, pods, size: args.size, checksum: &checksum };
                 match crowd.measure(what, &imported, &mut record).await {
                     Ok(()) => run.add(&case, record),
                     Err(error) => run.fail(&format!("{case}.{what}"), &error),
                 }
-                remove_pods(&kubelet, "bench-").await?;
+                remove_pods(kubelet, "bench-").await?;
             }
         }
     }

@@ -72,7 +72,7 @@ fn results(report: &Report) -> String {
     let sizes = measured.numbers("restore");
     let size_names: Vec<_> = sizes.iter().map(|size| size_name(*size)).collect();
     let plots: Vec<_> = plots::all(measured).into_iter().map(|plot| plot.name).collect();
-    let mut page = format!("\n`{}` took {:.0} minutes on\n", report.command, report.minutes);
+    let mut page = format!("\n`{}` took {:.0} min on\n", report.command, report.minutes);
     let _ = writeln!(page, "{}.\n", report.machine.line());
     page.push_str(&goals(report));
     let mut section = |title: &str, plot: &str, text: &str, table: String| {

@@ -7,7 +7,6 @@ MIB = 1 << 20
 
 
 def answer():
-    listener = socket.create_server(("", 8080))
     while True:
         connection, _ = listener.accept()
         connection.recv(4096)
@@ -22,6 +21,8 @@ memory = [bytearray(os.urandom(16 * MIB)) for _ in range(int(sys.argv[1]) // 16)
 with open("/var/data", "wb") as file:
     for _ in range(100):
         file.write(os.urandom(MIB))
+# Whoever has seen a beat may ask.
+listener = socket.create_server(("", 8080))
 threading.Thread(target=answer, daemon=True).start()
 # The width never changes: CRIU refuses a file whose size is not what it was.
 heartbeat = os.open("/heartbeat/count", os.O_WRONLY)
