@@ -123,14 +123,13 @@ struct Svg(String);
 
 impl Svg {
     fn new(height: f64, title: &str) -> Self {
-        let svg = Self(format!(
+        Self(format!(
             r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0}" width="{WIDTH}" height="{height:.0}" font-family="system-ui, sans-serif" font-size="13">
 <title>{0}</title>
 <text x="14" y="20" font-size="15" font-weight="600" fill="{GREY}">{0}</text>
 "#,
             escaped(title)
-        ));
-        svg
+        ))
     }
 
     fn text(&mut self, (x, y): (f64, f64), anchor: &str, colour: &str, text: &str) {
