@@ -17,14 +17,13 @@ use super::lazy::MEMORY;
 use super::measured::Measured;
 use super::record::Record;
 use super::restore::{LOCAL_IMAGE, parse_size};
-use super::run::{Run, kubelet, remove_pods};
-use super::{copies, fresh, workload};
+use super::run::{Run, remove_pods};
+use super::steps::Steps;
+use super::{Bench, copies, fresh, workload};
 use crate::harness::pods::RESTORE;
 use crate::harness::thaw::Imported;
-use crate::kubelet::Kubelet;
 use crate::kubelet::cri::api::StartContainerRequest;
 use crate::kubelet::pod_spec::Pod;
-use crate::kubelet::state::PodState;
 
 /// What starts at once.
 const CASES: [&str; 3] = ["lazy", "thaw", "fresh"];
@@ -67,13 +66,14 @@ impl CrowdArgs {
 /// # Errors
 /// When the program cannot be frozen; what fails later is noted and passed over.
 pub async fn crowd(run: &mut Run, args: &CrowdArgs) -> anyhow::Result<()> {
-    let kubelet = kubelet().await?;
-    let measured = measure(run, &kubelet, args).await;
-    remove_pods(&kubelet, "bench-").await?;
+    let bench = Bench::new().await?;
+    let measured = measure(run, &bench, args).await;
+    remove_pods(&bench.kubelet, "bench-").await?;
     measured
 }
 
-async fn measure(run: &mut Run, kubelet: &Kubelet, args: &CrowdArgs) -> anyhow::Result<()> {
+async fn measure(run: &mut Run, bench: &Bench, args: &CrowdArgs) -> anyhow::Result<()> {
+    let kubelet = &bench.kubelet;
     run.step("crowd: freezing the program", FREEZE_SECONDS);
     let heartbeat = Heartbeat::new(PathBuf::from(HEARTBEATS).join("frozen"))?;
     let pod = workload::pod("bench-frozen", "thaw", LOCAL_IMAGE, args.size, heartbeat.dir())?;
@@ -91,7 +91,7 @@ async fn measure(run: &mut Run, kubelet: &Kubelet, args: &CrowdArgs) -> anyhow::
             let shift = usize::try_from(number).unwrap_or_default() % CASES.len();
             for what in CASES.iter().cycle().skip(shift).take(CASES.len()) {
                 let mut record = Record::default();
-                let crowd = Crowd { kubelet, pods, size: args.size, checksum: &checksum };
+                let crowd = Crowd { bench, pods, size: args.size, checksum: &checksum };
                 match crowd.measure(what, &imported, &mut record).await {
                     Ok(()) => run.add(&case, record),
                     Err(error) => run.fail(&format!("{case}.{what}"), &error),
@@ -114,7 +114,7 @@ pub(crate) fn ratios(measured: &Measured) -> Vec<(String, f64)> {
 }
 
 struct Crowd<'a> {
-    kubelet: &'a Kubelet,
+    bench: &'a Bench,
     pods: u32,
     size: u64,
     checksum: &'a str,
@@ -123,19 +123,18 @@ struct Crowd<'a> {
 impl Crowd<'_> {
     async fn measure(&self, what: &str, imported: &Imported, record: &mut Record) -> anyhow::Result<()> {
         copies::warm(&imported.dir())?;
-        let (mut states, mut ids, mut hearts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pods, mut ids, mut hearts) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..self.pods {
             let heart = Heartbeat::new(PathBuf::from(HEARTBEATS).join(number.to_string()))?;
-            let mut pod = self.pod(what, number, imported, &heart)?;
-            let container = pod.spec.containers.pop().context("the pod has no container")?;
-            let state = self.kubelet.run(pod).await?;
-            ids.push(self.kubelet.create_container(&state, &container, 0).await?.id);
-            states.push(state);
+            let (pod, mut before) = (self.pod(what, number, imported, &heart)?, Record::default());
+            let steps = Steps::sandbox(self.bench, "crowd", pod, &mut before).await?;
+            ids.push(steps.create(LOCAL_IMAGE, &mut before).await?);
+            pods.push(steps);
             hearts.extend((what != "fresh").then_some(heart));
         }
         record.step(&format!("{what}.running"), self.start(ids, &hearts)).await?;
-        if what != "fresh" {
-            self.verify(&states).await?;
+        for steps in pods.iter().filter(|_| what != "fresh") {
+            steps.verify(self.checksum).await.context(steps.state.full_name())?;
         }
         Ok(())
     }
@@ -153,9 +152,9 @@ impl Crowd<'_> {
     /// The measured part.
     async fn start(&self, ids: Vec<String>, hearts: &[Heartbeat]) -> anyhow::Result<((), Duration)> {
         let began = Instant::now();
-        let starts = ids
-            .into_iter()
-            .map(|container_id| self.kubelet.cri.start_container(StartContainerRequest { container_id }));
+        let starts = ids.into_iter().map(|container_id| {
+            self.bench.kubelet.cri.start_container(StartContainerRequest { container_id })
+        });
         for started in join_all(starts).await {
             started?;
         }
@@ -166,12 +165,5 @@ impl Crowd<'_> {
             }
         }
         Ok(((), began.elapsed()))
-    }
-
-    async fn verify(&self, states: &[PodState]) -> anyhow::Result<()> {
-        for state in states {
-            workload::verify(&state.ip, self.checksum).await.context(state.full_name())?;
-        }
-        Ok(())
     }
 }
