@@ -2,7 +2,7 @@
 //! Writable layers of all sizes: how long a restore takes, and what it writes, when a program has written so much into
 //! its root file system.
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::Args;
 
 use super::freeze::{self, freeze};
@@ -11,6 +11,7 @@ use super::record::{Record, timed};
 use super::run::{Run, kubelet, remove_pods};
 use crate::harness::counter::{self, PORT};
 use crate::harness::pods::RESTORE;
+use crate::harness::thaw::Imported;
 use crate::kubelet::Kubelet;
 use crate::kubelet::pod_spec::Pod;
 use crate::kubelet::state::PodState;
@@ -78,13 +79,28 @@ impl RootfsArgs {
 /// passed over.
 pub async fn rootfs(run: &mut Run, args: &RootfsArgs) -> anyhow::Result<()> {
     let kubelet = kubelet().await?;
+    let mut frozen = Vec::new();
     for (case, megabytes, files) in args.cases() {
-        if let Err(error) = measure(run, &kubelet, &case, (megabytes, files), args.runs).await {
-            run.fail(&case, &error);
+        run.step(&format!("{case}: freezing it"), FREEZE_SECONDS);
+        match Filled::freeze(run, &kubelet, &case, (megabytes, files)).await {
+            Ok(filled) => frozen.push((case, filled)),
+            Err(error) => run.fail(&case, &error),
         }
         remove_pods(&kubelet, "bench-").await?;
     }
-    Ok(())
+    // In turns, so that all meet the same machine.
+    for number in 1..=args.runs {
+        for (case, filled) in &frozen {
+            run.step(&format!("{case}: run {number} of {}", args.runs), RUN_SECONDS);
+            let mut record = Record::default();
+            match filled.restore(&kubelet, &mut record).await {
+                Ok(()) => run.add(case, record),
+                Err(error) => run.fail(case, &error),
+            }
+            remove_pods(&kubelet, "bench-").await?;
+        }
+    }
+    frozen.iter().try_for_each(|(_, filled)| freeze::remove(&filled.imported))
 }
 
 /// Each restore over that of an empty layer.
@@ -128,26 +144,31 @@ async fn inside(kubelet: &Kubelet, state: &PodState, script: &str, words: &[u64]
     Ok(output.stdout)
 }
 
-async fn measure(
-    bench: &mut Run,
-    kubelet: &Kubelet,
-    case: &str,
-    (megabytes, files): (u64, u64),
-    runs: u32,
-) -> anyhow::Result<()> {
-    bench.step(&format!("{case}: freezing it"), FREEZE_SECONDS);
-    let frozen = kubelet.run(pod()?).await?;
-    counter::state(&frozen, PORT).await?;
-    inside(kubelet, &frozen, FILL, &[megabytes, files]).await?;
-    let written = inside(kubelet, &frozen, COUNT, &[]).await?;
-    let mut record = Record::default();
-    let imported = freeze(kubelet, &frozen, &mut record).await?;
-    kubelet.remove(&frozen, Some(0)).await?;
-    bench.add(case, record);
-    for run in 1..=runs {
-        bench.step(&format!("{case}: run {run} of {runs}"), RUN_SECONDS);
+/// A frozen program, and what it counted in its root file system.
+struct Filled {
+    imported: Imported,
+    written: String,
+}
+
+impl Filled {
+    async fn freeze(
+        run: &mut Run,
+        kubelet: &Kubelet,
+        case: &str,
+        (megabytes, files): (u64, u64),
+    ) -> anyhow::Result<Self> {
+        let state = kubelet.run(pod()?).await?;
+        counter::state(&state, PORT).await?;
+        inside(kubelet, &state, FILL, &[megabytes, files]).await?;
+        let written = inside(kubelet, &state, COUNT, &[]).await?;
         let mut record = Record::default();
-        let again = pod()?.annotated(RESTORE, &imported.reference());
+        let imported = freeze(kubelet, &state, &mut record).await?;
+        run.add(case, record);
+        Ok(Self { imported, written })
+    }
+
+    async fn restore(&self, kubelet: &Kubelet, record: &mut Record) -> anyhow::Result<()> {
+        let again = pod()?.annotated(RESTORE, &self.imported.reference());
         let restored = timed(async {
             let state = kubelet.run(again).await?;
             counter::state(&state, PORT).await?;
@@ -155,11 +176,7 @@ async fn measure(
         });
         let state = record.step("restore", restored).await?;
         let found = inside(kubelet, &state, COUNT, &[]).await?;
-        if found != written {
-            bail!("the restored pod has {found:?} and had {written:?}");
-        }
-        kubelet.remove(&state, Some(0)).await?;
-        bench.add(case, record);
+        ensure!(found == self.written, "the restored pod has {found:?} and had {:?}", self.written);
+        Ok(())
     }
-    freeze::remove(&imported)
 }
