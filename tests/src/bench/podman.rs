@@ -63,8 +63,10 @@ impl<'a> Podman<'a> {
         }
         let volume = format!("{}:/heartbeat", self.bench.heartbeat.dir().display());
         let command = workload::command(self.megabytes);
+        // Among the node's own, which goes with it.
+        let parent = format!("/{}/podman", self.bench.kubelet.settings.cgroup_parent);
         let mut run = vec!["run", "--detach", "--name", NAME, "--network", NETWORK, "--volume", &volume];
-        run.push(LOCAL_IMAGE);
+        run.extend(["--cgroup-parent", &parent, LOCAL_IMAGE]);
         run.extend(command.iter().map(String::as_str));
         let watch = self.bench.heartbeat.watch()?;
         self.run(&run)?;
