@@ -248,6 +248,12 @@ impl PodOptions {
         })
     }
 
+    /// What any of its containers is to be restored from, with the name of the only one that it is for, if it is.
+    pub fn references(&self) -> impl Iterator<Item = (&Reference, Option<&str>)> {
+        let own = self.restore_container.iter().map(|(container, it)| (it, Some(container.as_str())));
+        self.restore.iter().map(|it| (it, None)).chain(own)
+    }
+
     /// The pod's lineage: what the annotation says, or else the pod's name.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ mod sparse;
 mod upper;
 mod write;
 
-pub use apply::{ApplyError, Conflict, Stack, empty, fill};
+pub use apply::{ApplyError, Conflict, Stack, empty, fill, fill_tmpfs};
 pub use write::{WriteLayerError, write, write_content};
 
 /// Under this name, among the CRIU images, the layer of a restored container's checkpoint travels when the container
@@ -40,6 +40,8 @@ enum Form {
     Layer,
     /// The content of a volume.
     Content,
+    /// The content of a container's own tmpfs, which may hold device nodes.
+    Tmpfs,
 }
 /// Under this name what a restored container changed since. `rootfs-diff.tar` has not all of that: containerd compares
 /// with the image alone, so that a file of the inherited layer that was deleted since is no difference for it.

@@ -16,6 +16,7 @@ pub mod container_dir;
 pub mod devices;
 mod digest;
 pub mod dump;
+pub mod fault_orders;
 mod faults;
 pub mod gpu;
 pub mod id;

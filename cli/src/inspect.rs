@@ -16,6 +16,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 
+use crate::memory::Memory;
 use crate::name::{Name, NameArguments, NameError};
 use crate::processes::{Process, Processes};
 use crate::store::StoreError;
@@ -143,6 +144,11 @@ fn body(record: &Container, out: &mut dyn Write) -> io::Result<()> {
 fn show(dir: &ContainerDir, processes: &Processes, out: &mut dyn Write) -> io::Result<()> {
     let bytes = dir.images().iter().map(|image| image.bytes).fold(0, u64::saturating_add);
     line(out, "images", format_args!("{} files, {}", dir.images().len(), HumanBytes(bytes)))?;
+    let Memory { bytes, at_once, shared } = processes.memory;
+    let (all, at_once, shared) = (HumanBytes(bytes), HumanBytes(at_once), HumanBytes(shared));
+    let waits = format_args!("{all}; if it follows, the program waits for {at_once}, {shared} of it shared")
+        .to_string();
+    line(out, "memory", waits)?;
     if let Some(hostname) = &processes.hostname {
         line(out, "hostname", hostname)?;
     }
@@ -218,6 +224,8 @@ mod tests {
         result.unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["containers"]["main"]["processes"][0]["user"], 7);
+        let memory = &json["containers"]["main"]["memory"];
+        assert!(memory["bytes"].as_u64() >= memory["at_once"].as_u64(), "{memory}");
         assert_eq!(json["manifest"]["version"], 1);
     }
 

@@ -21,6 +21,7 @@ mod import;
 mod inspect;
 mod list;
 mod man;
+mod memory;
 mod name;
 mod node;
 mod processes;

@@ -9,6 +9,8 @@ use checkpoint::plan::capability_names;
 use criu_rpc::image::{Core, Files, Ids, ImagesDir, InetSocket, LoadError, Mountpoints, Pstree, Task, Utsns};
 use serde::Serialize;
 
+use crate::memory::Memory;
+
 /// `IPPROTO_TCP`.
 const TCP: u32 = 6;
 /// `IPPROTO_UDP`.
@@ -22,6 +24,7 @@ const ESTABLISHED: u32 = 1;
 #[derive(Debug, Serialize)]
 pub(crate) struct Processes {
     pub(crate) hostname: Option<String>,
+    pub(crate) memory: Memory,
     pub(crate) processes: Vec<Process>,
     /// Where volumes and files of the pod were mounted.
     pub(crate) external_mounts: Vec<String>,
@@ -75,6 +78,7 @@ impl Processes {
         let sockets: Vec<&InetSocket> = files.iter().flat_map(Files::inet_sockets).collect();
         let uts = uts.map(|name| dir.load::<Utsns>(&name)).transpose()?;
         Ok(Self {
+            memory: Memory::of(container, &dir)?,
             hostname: uts.map(|uts| plain(uts.nodename())),
             processes: pstree.tasks.iter().map(|task| process(&dir, task)).collect::<Result<_, _>>()?,
             external_mounts: external.map(|mount| plain(mount.mountpoint.as_os_str())).collect(),

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 
 use checkpoint::Reference;
+use checkpoint::fault_orders::FaultOrders;
 use checkpoint::store::{RemoveError, ResolveError};
 use clap::Args;
 
@@ -42,7 +43,10 @@ impl Rm {
             Reference::Latest | Reference::Of { .. } => name.open(&store)?.id().clone(),
         };
         store.remove(&name.namespace, &name.lineage, &id)?;
-        Ok(writeln!(out, "removed {}/{}/{id}", name.namespace, name.lineage)?)
+        let name = format!("{}/{}/{id}", name.namespace, name.lineage);
+        // It would go by its age too.
+        let _ = FaultOrders::default().remove(&name);
+        Ok(writeln!(out, "removed {name}")?)
     }
 }
 

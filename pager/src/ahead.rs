@@ -1,39 +1,134 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reads from a slow disk what will be copied, in the order in which it will be: from the moment the pager knows the
-//! images, long before CRIU is ready. What is in memory already costs one call for each step.
+//! Runs ahead of the copies, in their order: asks a slow disk for everything long before it is needed, then maps what has
+//! come. A copy out of pages that are not mapped costs half as much again.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use criu_rpc::image::ImagesDir;
+
+use crate::fault_order::FaultOrder;
+use crate::image::{Images, ImagesError};
 use crate::pages::Pages;
 use crate::space::{AddressSpace, Source};
 
 /// How much the kernel is asked for at once, bytes: several requests of the disk.
-const STEP: u64 = 4 << 20;
+const STEP: u64 = 2 << 20;
+/// How many steps are asked for before the first of them is waited for: enough for a disk that is far away or made of
+/// many, and no more than what is suddenly needed can wait for behind it.
+const WINDOW: usize = 4;
+/// The most that is asked for where the kernel does not say how much memory there is, bytes.
+const UNKNOWN: u64 = 1 << 30;
 
-/// Starts the thread that reads ahead; it ends when it has asked for everything.
-pub(crate) fn start<'a>(
-    pages: Arc<Pages>,
-    spaces: impl Iterator<Item = &'a AddressSpace>,
-) -> std::io::Result<()> {
-    let wanted = steps(spaces);
-    let thread = std::thread::Builder::new().name("ahead".into());
-    thread.spawn(move || wanted.into_iter().for_each(|source| pages.read_ahead(source, STEP))).map(drop)
+/// Asks the disk for the images in `dir` in the order in which a restore needs them, as long as `wanted` says so: the
+/// small ones, what CRIU loads itself, what is known to be waited for, all else. This process gives way to all others
+/// from then on, at the disk too: the sandbox is not to wait for it.
+///
+/// # Errors
+/// When an image is missing or damaged.
+pub fn read_ahead(dir: OwnedFd, faults: Option<&File>, wanted: impl Fn() -> bool) -> Result<(), ImagesError> {
+    give_way();
+    read_last();
+    let dir = ImagesDir::open(dir);
+    for name in dir.names()?.iter().filter(|name| !name.starts_with("pages-")) {
+        // Links and others are none of the images.
+        if let Ok(file) = dir.open_regular(name) {
+            Pages::ask(&file, 0, None);
+        }
+    }
+    let mut images = Images::read(&dir)?;
+    if let Some(file) = faults {
+        FaultOrder::read(file).apply(&mut images.spaces);
+    }
+    let steps = steps(&images.at_once, images.spaces.values());
+    ahead(&images.pages, &steps, |step| {
+        // What cannot be read is met again by who needs it.
+        let _ = images.pages.wait(step, STEP);
+        wanted()
+    });
+    Ok(())
 }
 
-/// Where each step begins. Small pieces that lie in a step that is asked for already need none of their own. Pure.
-fn steps<'a>(spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Source> {
+/// Starts the thread that runs ahead of the copies; it ends when it has mapped everything.
+pub(crate) fn start<'a>(
+    pages: Arc<Pages>,
+    at_once: &[(Source, u64)],
+    spaces: impl Iterator<Item = &'a AddressSpace>,
+) -> std::io::Result<()> {
+    let steps = steps(at_once, spaces);
+    let thread = std::thread::Builder::new().name("ahead".into());
+    let run = move || {
+        give_way();
+        ahead(&pages, &steps, |step| {
+            pages.populate(step, STEP);
+            true
+        });
+    };
+    thread.spawn(run).map(drop)
+}
+
+/// Asks for all `steps`, and calls `next` for each when some more are asked for; until it says no.
+fn ahead(pages: &Pages, steps: &[Source], mut next: impl FnMut(Source) -> bool) {
+    let asked = steps.iter().map(Some).chain([None; WINDOW]);
+    let behind = [None; WINDOW].into_iter().chain(steps.iter().map(Some));
+    for (asked, behind) in asked.zip(behind) {
+        if let Some(step) = asked {
+            pages.read_ahead(*step, STEP);
+        }
+        if behind.is_some_and(|step| !next(*step)) {
+            return;
+        }
+    }
+}
+
+/// Where each step begins, as far as there is memory for what they bring.
+fn steps<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Source> {
+    let mut steps = in_order(at_once, spaces);
+    let most = available().unwrap_or(UNKNOWN) / 2 / STEP;
+    steps.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+    steps
+}
+
+/// Where each step begins: first what CRIU loads itself, then the urgent. Small pieces that lie in a step that is asked
+/// for already need none of their own. Pure.
+fn in_order<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Source> {
     let mut pieces: Vec<_> = spaces.flat_map(AddressSpace::in_order).collect();
     pieces.sort_by_key(|piece| piece.rank);
+    let stretches = pieces.into_iter().map(|piece| (piece.source, piece.len()));
     let mut seen = std::collections::HashSet::new();
     let mut steps = Vec::new();
-    for piece in pieces {
-        let Source { pages_id, offset } = piece.source;
-        let last = offset.saturating_add(piece.len().saturating_sub(1)) / STEP;
+    for (Source { pages_id, offset }, length) in at_once.iter().copied().chain(stretches) {
+        let last = offset.saturating_add(length.saturating_sub(1)) / STEP;
         let wanted =
             (offset / STEP..=last).map(|step| Source { pages_id, offset: step.saturating_mul(STEP) });
         steps.extend(wanted.filter(|source| seen.insert(*source)));
     }
     steps
+}
+
+/// How much this thread gives way to others where processors are few.
+const NICE: i32 = 10;
+
+/// Lets others have the processor first.
+fn give_way() {
+    // Of this thread only, on Linux; without it, it is as quick as the others.
+    let _ = rustix::process::setpriority_process(None, NICE);
+}
+
+/// Has the disk serve this process when nobody else wants anything of it.
+fn read_last() {
+    // Source: linux include/uapi/linux/ioprio.h: IOPRIO_WHO_PROCESS; IOPRIO_CLASS_IDLE above IOPRIO_CLASS_SHIFT.
+    let (process, idle) = (1, 3 << 13);
+    // SAFETY: the call takes three numbers, and changes this thread's priority only.
+    let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, process, 0, idle) };
+}
+
+/// How much memory could be used without anything being swapped, bytes.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -54,7 +149,14 @@ mod tests {
         space.add(piece(0x1000_0000, 0, 2 * STEP + 4096, 20));
         space.add(piece(0x2000_0000, 5 * STEP + 4096, 4096, 3));
         space.add(piece(0x3000_0000, 5 * STEP + 8192, 4096, 4));
-        let offsets: Vec<_> = steps([&space].into_iter()).iter().map(|source| source.offset / STEP).collect();
-        assert_eq!(offsets, [5, 0, 1, 2]);
+        let at_once = [(Source { pages_id: 1, offset: 7 * STEP }, 4096)];
+        let steps = in_order(&at_once, [&space].into_iter());
+        let offsets: Vec<_> = steps.iter().map(|source| source.offset / STEP).collect();
+        assert_eq!(offsets, [7, 5, 0, 1, 2]);
+    }
+
+    #[test]
+    fn the_kernel_says_how_much_memory_there_is() {
+        assert!(available().unwrap() > STEP);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -14,6 +14,9 @@ use crate::task::{CopyError, Step, Stopped, Task};
 /// What one copy moves, bytes. A fault waits for the copies under way: this takes some 30 µs, and larger ones are no
 /// faster.
 const SEGMENT: u64 = 64 << 10;
+/// How long after CRIU's mark the processors and the processes are left to CRIU's last steps and to the program's first:
+/// copies would only be in their way, but for those of pages that are known to be waited for.
+const GRACE: Duration = Duration::from_millis(30);
 /// How long a process is left alone that changes its mappings.
 const BUSY: Duration = Duration::from_micros(50);
 /// How long a process is left alone whose container has no memory left: the kernel kills something meanwhile.
@@ -48,9 +51,10 @@ impl Fill {
 
     /// Starts `threads` threads. They end with the process.
     pub(crate) fn start(self: &Arc<Self>, threads: usize) -> std::io::Result<()> {
+        let begin = Instant::now() + GRACE;
         for _ in 0..threads.max(1) {
             let fill = self.clone();
-            std::thread::Builder::new().name("fill".into()).spawn(move || fill.run())?;
+            std::thread::Builder::new().name("fill".into()).spawn(move || fill.run(begin))?;
         }
         Ok(())
     }
@@ -74,21 +78,28 @@ impl Fill {
         }
     }
 
-    /// The next process in turn.
-    fn next(&self) -> (u32, Arc<Task>) {
+    /// The next process in turn; before `begin` the next that is owed something known to be waited for.
+    fn next(&self, begin: Instant) -> (u32, Arc<Task>) {
         let mut work = self.work();
         loop {
-            if let Some((id, task)) = work.tasks.pop_front() {
+            let early = begin.saturating_duration_since(Instant::now());
+            let wanted = |(_, task): &(u32, Arc<Task>)| early.is_zero() || task.owes_known();
+            let at = work.tasks.iter().position(wanted);
+            if let Some((id, task)) = at.and_then(|at| work.tasks.remove(at)) {
                 work.tasks.push_back((id, task.clone()));
                 return (id, task);
             }
-            work = self.more.wait(work).unwrap_or_else(PoisonError::into_inner);
+            work = if early.is_zero() {
+                self.more.wait(work).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                self.more.wait_timeout(work, early).unwrap_or_else(PoisonError::into_inner).0
+            };
         }
     }
 
-    fn run(&self) {
+    fn run(&self, begin: Instant) {
         loop {
-            let (id, task) = self.next();
+            let (id, task) = self.next(begin);
             match task.fill(&self.pages, SEGMENT) {
                 Step::Filled => {}
                 Step::Complete | Step::Stopped(Stopped::Ended) => self.finish(id, None),

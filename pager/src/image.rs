@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use criu_rpc::image::{ImagesDir, LoadError, Mm, Pagemap, Pstree, Vma};
 
 use crate::pages::{Pages, PagesError};
-use crate::space::{AddressSpace, Piece, Source};
+use crate::space::{AddressSpace, LATER, Piece, Source};
 
 /// Why the images are of no use.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,8 @@ pub struct Images {
     pub spaces: HashMap<u32, AddressSpace>,
     /// Where it comes from.
     pub pages: Pages,
+    /// Where the pages lie that CRIU loads itself, and how many bytes follow each other.
+    pub at_once: Vec<(Source, u64)>,
 }
 
 impl Images {
@@ -44,7 +46,22 @@ impl Images {
                 images.spaces.insert(task.pid, space);
             }
         }
+        // Shared memory is never lazy.
+        for name in names.iter().filter(|name| name.starts_with("pagemap-shmem-")) {
+            images.at_once(dir, &dir.load(name)?)?;
+        }
         Ok(images)
+    }
+
+    /// Notes what CRIU loads itself.
+    fn at_once(&mut self, dir: &ImagesDir, pagemap: &Pagemap) -> Result<(), PagesError> {
+        for run in pagemap.runs.iter().filter(|run| !run.lazy) {
+            let Some(offset) = run.offset else { continue };
+            self.pages.open(dir, pagemap.pages_id)?;
+            let source = Source { pages_id: pagemap.pages_id, offset };
+            self.at_once.push((source, run.end.saturating_sub(run.start)));
+        }
+        Ok(())
     }
 
     fn space(
@@ -54,6 +71,7 @@ impl Images {
         pagemap: &Pagemap,
     ) -> Result<AddressSpace, ImagesError> {
         let mut space = AddressSpace::default();
+        self.at_once(dir, pagemap)?;
         for piece in lazy(vmas, pagemap) {
             self.pages.open(dir, piece.source.pages_id)?;
             self.pages.check(&piece)?;
@@ -87,7 +105,7 @@ fn lazy(vmas: &[Vma], pagemap: &Pagemap) -> Vec<Piece> {
 
 /// Small mappings hold stacks, heaps and data of libraries; large ones hold what a program works through.
 fn rank(vma: &Vma) -> u32 {
-    (vma.end - vma.start).ilog2()
+    LATER + (vma.end - vma.start).ilog2()
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 //! memory that is not its own.
 //!
 //! ```text
-//! keeper → pager   setup: settings; images directory, listening socket, lock of the checkpoint
+//! keeper → pager   setup: settings; images directory, listening socket, lock of the checkpoint, order of faults
 //! pager → keeper   hold ID + userfaultfd, release ID, ...
-//! pager → keeper   filled, or failed
+//! pager → keeper   filled, failed, or abandoned
 //! ```
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -25,7 +25,7 @@ use rustix::net::{
 /// The longest message, bytes.
 const MESSAGE: usize = 4096;
 /// The most descriptors in one.
-const DESCRIPTORS: usize = 3;
+const DESCRIPTORS: usize = 4;
 
 /// What the pager tells its keeper.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub enum Told {
     Filled(Figures),
     /// It cannot go on; why.
     Failed(String),
+    /// CRIU is gone before all mappings were there: nothing has run.
+    Abandoned,
 }
 
 /// What a pager has done.
@@ -55,6 +57,7 @@ const HOLD: u8 = 1;
 const RELEASE: u8 = 2;
 const FILLED: u8 = 3;
 const FAILED: u8 = 4;
+const ABANDONED: u8 = 5;
 
 /// Sends `message`; waits for room.
 ///
@@ -72,6 +75,7 @@ pub(crate) fn tell(socket: impl AsFd, message: &Told) -> io::Result<()> {
             let text = reason.as_bytes();
             (with_kind(FAILED, text.get(..MESSAGE - 1).unwrap_or(text)), None)
         }
+        Told::Abandoned => (vec![ABANDONED], None),
     };
     send(socket, &bytes, fd.as_slice())
 }
@@ -112,6 +116,7 @@ pub fn hear(socket: impl AsFd) -> io::Result<Option<Told>> {
         RELEASE => id().map(Told::Release),
         FILLED => figures(rest).map(Told::Filled),
         FAILED => Some(Told::Failed(String::from_utf8_lossy(rest).into_owned())),
+        ABANDONED => Some(Told::Abandoned),
         _ => None,
     };
     told.map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())

@@ -13,7 +13,9 @@
 //!
 //! One pager serves one restore, in a process of its own: [`run`] is that process's life.
 
+#[allow(unsafe_code)] // the priority at the disk, for which no library has a call
 mod ahead;
+mod fault_order;
 mod fill;
 mod image;
 mod keeper;
@@ -27,12 +29,14 @@ mod task;
 #[allow(unsafe_code)] // ioctls
 mod uffd;
 
+pub use self::ahead::read_ahead;
+pub use self::fault_order::FaultOrder;
 pub use self::image::{Images, ImagesError};
 pub use self::keeper::{Figures, Told, hear};
 pub use self::pages::{Pages, PagesError};
 pub use self::protocol::{ProtocolError, Said, listen};
 pub use self::serve::{ServeError, serve};
-pub use self::setup::{Setup, send_setup};
+pub use self::setup::{Faults, Setup, send_setup};
 pub use self::space::{AddressSpace, Piece, Source};
 pub use self::task::CopyError;
 
@@ -49,11 +53,11 @@ pub const SOCKET: &str = "lazy-pages.socket";
 pub fn run(keeper: OwnedFd) -> ExitCode {
     allow_many_descriptors();
     let Ok(told) = rustix::io::dup(&keeper) else { return ExitCode::FAILURE };
-    let served = Setup::receive(keeper).map_err(|e| e.to_string());
-    let served = served.and_then(|setup| serve(setup).map_err(|e| in_full(&e)));
-    let (message, code) = match served {
-        Ok(figures) => (Told::Filled(figures), ExitCode::SUCCESS),
-        Err(reason) => (Told::Failed(reason), ExitCode::FAILURE),
+    let (message, code) = match Setup::receive(keeper).map(serve) {
+        Ok(Ok(figures)) => (Told::Filled(figures), ExitCode::SUCCESS),
+        Ok(Err(ServeError::Abandoned)) => (Told::Abandoned, ExitCode::FAILURE),
+        Ok(Err(error)) => (Told::Failed(in_full(&error)), ExitCode::FAILURE),
+        Err(error) => (Told::Failed(error.to_string()), ExitCode::FAILURE),
     };
     // Nobody is left to be told.
     let _ = keeper::tell(told, &message);

@@ -10,10 +10,13 @@ use std::ptr;
 
 use criu_rpc::image::{ImagesDir, LoadError};
 use rustix::fs::{Advice, fadvise};
-use rustix::io::{ReadWriteFlags, preadv2};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::io::{Errno, pread};
+use rustix::mm::{Advice as Mapped, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::space::{Piece, Source};
+
+/// The size of a page of the pages file.
+const PAGE_BYTES: usize = 4096;
 
 /// Why the pages are not there.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +63,19 @@ unsafe impl Send for Mapping {}
 // SAFETY: likewise; nothing changes after its making.
 unsafe impl Sync for Mapping {}
 
+impl Mapping {
+    /// Whether the page at `offset` is in memory; also where nobody can tell. Overlays know no read that does not wait.
+    fn holds(&self, offset: u64) -> bool {
+        let Some(offset) = usize::try_from(offset).ok().filter(|offset| *offset < self.length) else {
+            return true;
+        };
+        let (start, mut told) = (self.start.wrapping_byte_add(offset - offset % PAGE_BYTES), 0);
+        // SAFETY: it writes one byte, for one page of a mapping that lives as long as `self`.
+        let failed = unsafe { libc::mincore(start, PAGE_BYTES, &raw mut told) } != 0;
+        failed || told & 1 == 1
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: it was made by `mmap` with this length, and the address leaves this module as a number only.
@@ -101,13 +117,42 @@ impl Pages {
     /// Has the kernel read `length` bytes at `source` from the disk, unless their beginning is in memory already.
     pub fn read_ahead(&self, source: Source, length: u64) {
         let Some(mapping) = self.0.get(&source.pages_id) else { return };
-        let mut byte = [0; 1];
-        let into = &mut [std::io::IoSliceMut::new(&mut byte)];
-        if preadv2(&mapping.file, into, source.offset, ReadWriteFlags::NOWAIT).is_ok() {
-            return;
+        if !mapping.holds(source.offset) {
+            Self::ask(&mapping.file, source.offset, NonZeroU64::new(length));
         }
+    }
+
+    /// Whether a copy of `piece` would wait for no disk, as far as its last page tells.
+    pub(crate) fn hold(&self, piece: &Piece) -> bool {
+        let last = piece.source.offset.saturating_add(piece.len()).saturating_sub(1);
+        self.0.get(&piece.source.pages_id).is_none_or(|mapping| mapping.holds(last))
+    }
+
+    /// Asks the disk for `length` bytes of a file, or all from `offset` on.
+    pub(crate) fn ask(file: &File, offset: u64, length: Option<NonZeroU64>) {
         // A file system that cannot is as slow as it is.
-        let _ = fadvise(&mapping.file, source.offset, NonZeroU64::new(length), Advice::WillNeed);
+        let _ = fadvise(file, offset, length, Advice::WillNeed);
+    }
+
+    /// Waits until the disk has read `length` bytes at `source`, as far as the file goes; disks are read in order.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(crate) fn wait(&self, source: Source, length: u64) -> Result<(), Errno> {
+        let Some(mapping) = self.0.get(&source.pages_id) else { return Ok(()) };
+        let last = source.offset.saturating_add(length).min(mapping.length as u64).saturating_sub(1);
+        pread(&mapping.file, &mut [0; 1], last).map(drop)
+    }
+
+    /// Maps `length` bytes at `source`, as far as the file goes; waits for the disk.
+    pub fn populate(&self, source: Source, length: u64) {
+        let Some(mapping) = self.0.get(&source.pages_id) else { return };
+        let Ok(offset) = usize::try_from(source.offset) else { return };
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(mapping.length.saturating_sub(offset));
+        let start = mapping.start.wrapping_byte_add(offset.min(mapping.length));
+        // SAFETY: the advice brings pages of a mapping that lives as long as `self`, and changes none. A kernel before
+        // 5.14 does not know it, and a page that cannot be read is met again by its copy.
+        let _ = unsafe { madvise(start, length, Mapped::LinuxPopulateRead) };
     }
 }
 
@@ -126,6 +171,26 @@ fn map(file: File, id: u32) -> Result<Mapping, PagesError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_in_memory_is_known_to_be_on_the_disk() {
+        let folder = std::env::current_exe().unwrap();
+        let dir = tempfile::tempdir_in(folder.parent().unwrap()).unwrap();
+        // Source: linux include/uapi/linux/magic.h, TMPFS_MAGIC.
+        if rustix::fs::statfs(dir.path()).unwrap().f_type == 0x0102_1994 {
+            println!("SKIP the build folder is a tmpfs, from which nothing leaves memory");
+            return;
+        }
+        let path = dir.path().join("pages-1.img");
+        std::fs::write(&path, vec![7; 8 << 20]).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        let mapping = map(file, 1).unwrap();
+        assert!(!mapping.holds(5 << 20) && mapping.holds(8 << 20));
+        pread(&mapping.file, &mut [0; 1], 5 << 20).unwrap();
+        assert!(mapping.holds((5 << 20) + 100));
+    }
 
     #[test]
     fn a_file_that_is_too_short_is_refused() {

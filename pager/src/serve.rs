@@ -19,12 +19,13 @@ use criu_rpc::image::ImagesDir;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
+use crate::fault_order::FaultOrder;
 use crate::fill::Fill;
 use crate::image::{Images, ImagesError};
 use crate::keeper::{Figures, Told, tell};
 use crate::pages::Pages;
 use crate::protocol::{ProtocolError, Said, listen};
-use crate::setup::Setup;
+use crate::setup::{Faults, Setup};
 use crate::space::AddressSpace;
 use crate::task::{CopyError, Stopped, Task};
 
@@ -74,10 +75,14 @@ fn kernel<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ServeErro
 /// # Errors
 /// Why not. The processes must be killed then: what they still wait for will not come.
 pub fn serve(setup: Setup) -> Result<Figures, ServeError> {
-    let images = Images::read(&ImagesDir::open(setup.images))?;
+    let mut images = Images::read(&ImagesDir::open(setup.images))?;
+    if let Faults::Known(file) = &setup.faults {
+        FaultOrder::read(file).apply(&mut images.spaces);
+    }
     let bytes = images.spaces.values().map(AddressSpace::owed).sum();
     let pages = Arc::new(images.pages);
-    crate::ahead::start(pages.clone(), images.spaces.values()).map_err(kernel("start reading ahead"))?;
+    crate::ahead::start(pages.clone(), &images.at_once, images.spaces.values())
+        .map_err(kernel("start reading ahead"))?;
     let mut server = Server {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(kernel("make an epoll"))?,
         keeper: setup.keeper,
@@ -89,9 +94,15 @@ pub fn serve(setup: Setup) -> Result<Figures, ServeError> {
         tasks: HashMap::new(),
         again: HashMap::new(),
         next: FIRST,
+        order: FaultOrder::default(),
         figures: Figures { bytes, ..Figures::default() },
     };
-    server.run(&setup.listener, setup.threads)
+    let figures = server.run(&setup.listener, setup.threads)?;
+    if let Faults::Wanted(file) = &setup.faults {
+        // All memory is there; the next restore goes without.
+        let _ = server.order.write(file);
+    }
+    Ok(figures)
 }
 
 struct Server {
@@ -108,6 +119,8 @@ struct Server {
     /// Faults that could not be served yet.
     again: HashMap<u32, Vec<u64>>,
     next: u32,
+    /// In which order pages were waited for.
+    order: FaultOrder,
     figures: Figures,
 }
 
@@ -225,6 +238,7 @@ impl Server {
                 if !served.again.is_empty() {
                     self.again.insert(id, served.again);
                 }
+                served.needed.into_iter().for_each(|source| self.order.note(source));
                 served.children.into_iter().try_for_each(|child| self.add(child))
             }
             // The fill threads find out likewise.

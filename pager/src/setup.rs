@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a pager is given by who starts it, over the socket that is its standard input.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::keeper::{receive, send};
 
@@ -19,7 +20,26 @@ pub struct Setup {
     pub keeper: OwnedFd,
     /// How many threads fill.
     pub threads: usize,
+    /// What is known of the order in which pages will be waited for.
+    pub faults: Faults<File>,
 }
+
+/// The order in which pages are waited for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Faults<F> {
+    /// Nobody wants to know.
+    #[default]
+    Unknown,
+    /// It will be as in this file.
+    Known(F),
+    /// It is to be written into this file when all memory is there.
+    Wanted(F),
+}
+
+/// Faults as one byte.
+const UNKNOWN: u8 = 0;
+const KNOWN: u8 = 1;
+const WANTED: u8 = 2;
 
 /// Sends a setup, without its keeper.
 ///
@@ -31,8 +51,17 @@ pub fn send_setup(
     listener: impl AsFd,
     lock: impl AsFd,
     threads: usize,
+    faults: Faults<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    send(socket, &(threads as u64).to_le_bytes(), &[images.as_fd(), listener.as_fd(), lock.as_fd()])
+    let mut fds = vec![images.as_fd(), listener.as_fd(), lock.as_fd()];
+    let (kind, file) = match faults {
+        Faults::Unknown => (UNKNOWN, None),
+        Faults::Known(file) => (KNOWN, Some(file)),
+        Faults::Wanted(file) => (WANTED, Some(file)),
+    };
+    fds.extend(file);
+    let bytes: Vec<u8> = (threads as u64).to_le_bytes().into_iter().chain([kind]).collect();
+    send(socket, &bytes, &fds)
 }
 
 impl Setup {
@@ -41,12 +70,20 @@ impl Setup {
     /// # Errors
     /// What the kernel says; `InvalidData` for anything but a setup.
     pub fn receive(keeper: OwnedFd) -> io::Result<Self> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidData);
         let (bytes, fds) = receive(&keeper)?;
-        let threads = bytes.try_into().ok().and_then(|bytes| usize::try_from(u64::from_le_bytes(bytes)).ok());
-        let fds = <[OwnedFd; 3]>::try_from(fds).ok();
-        let (Some(threads), Some([images, listener, lock])) = (threads, fds) else {
-            return Err(io::ErrorKind::InvalidData.into());
+        let (threads, kind) = bytes.split_first_chunk().ok_or_else(invalid)?;
+        let threads = usize::try_from(u64::from_le_bytes(*threads)).map_err(|_| invalid())?;
+        let mut fds = fds.into_iter();
+        let (Some(images), Some(listener), Some(lock)) = (fds.next(), fds.next(), fds.next()) else {
+            return Err(invalid());
         };
-        Ok(Self { images, listener, lock, keeper, threads })
+        let faults = match (kind, fds.next().map(File::from)) {
+            ([UNKNOWN], None) => Faults::Unknown,
+            ([KNOWN], Some(file)) => Faults::Known(file),
+            ([WANTED], Some(file)) => Faults::Wanted(file),
+            _ => return Err(invalid()),
+        };
+        Ok(Self { images, listener, lock, keeper, threads, faults })
     }
 }

@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use criu_rpc::image::PAGE;
 
+/// Ranks from here on are of pages of which nobody knows whether they will be waited for.
+pub(crate) const LATER: u32 = 1 << 16;
+
 /// Pages that follow each other in memory and in a pages file, all owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
@@ -111,10 +114,32 @@ impl AddressSpace {
         self.take(start, end).pop()
     }
 
+    /// Where the page at `address` comes from; `None`: not owed.
+    pub(crate) fn source_at(&self, address: u64) -> Option<Source> {
+        let (_, piece) =
+            self.pieces.range(..=address).next_back().filter(|(_, piece)| piece.end > address)?;
+        Some(piece.part(address, piece.end).source)
+    }
+
+    /// The rank of the most urgent piece.
+    pub(crate) fn first_rank(&self) -> Option<u32> {
+        self.order.first().map(|(rank, _)| *rank)
+    }
+
     /// Takes out up to `limit` bytes of the most urgent piece.
     pub fn take_next(&mut self, limit: u64) -> Option<Piece> {
         let (_, start) = self.order.first()?;
         self.take_at(*start, limit)
+    }
+
+    /// Gives `rank` to the page at `address` and what follows it in its piece, up to `limit` bytes, unless it has one
+    /// below [`LATER`] already.
+    pub(crate) fn hasten(&mut self, address: u64, limit: u64, rank: u32) {
+        match self.take_at(address, limit) {
+            Some(piece) if piece.rank < LATER => self.insert(piece),
+            Some(piece) => self.insert(Piece { rank, ..piece }),
+            None => {}
+        }
     }
 
     /// The process has moved `length` bytes from `from` to `to`; what was at `to` is gone.

@@ -13,11 +13,11 @@ use criu_rpc::image::PAGE;
 use rustix::io::Errno;
 
 use crate::pages::Pages;
-use crate::space::{AddressSpace, Piece, Source};
+use crate::space::{AddressSpace, LATER, Piece, Source};
 use crate::uffd::{Event, Uffd};
 
 /// How much a fault brings along, bytes: what follows is likely to be needed, and a fault costs as much as 16 pages.
-const FAULT: u64 = 64 << 10;
+pub(crate) const FAULT: u64 = 64 << 10;
 
 /// A process.
 #[derive(Debug)]
@@ -98,6 +98,11 @@ impl Task {
         self.registered.store(true, Ordering::Release);
     }
 
+    /// Whether something is owed that is known to be waited for.
+    pub(crate) fn owes_known(&self) -> bool {
+        self.space().first_rank().is_some_and(|rank| rank < LATER)
+    }
+
     /// Whether nothing is owed and no copy is under way.
     pub(crate) fn is_complete(&self) -> bool {
         let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -111,6 +116,15 @@ impl Task {
             drop(shared);
             return if self.is_complete() { Step::Complete } else { Step::Filled };
         };
+        if !pages.hold(&piece) {
+            // Nobody who waits for a page is to wait for this disk.
+            self.space().add(piece);
+            drop(shared);
+            return match pages.wait(piece.source, piece.len()) {
+                Ok(()) | Err(Errno::INTR) => Step::Filled,
+                Err(error) => Step::Stopped(failed(piece.start, piece.source, error)),
+            };
+        }
         match self.copy(pages, piece) {
             Ok(()) => Step::Filled,
             Err((rest, stopped)) => {
@@ -140,6 +154,11 @@ impl Task {
             }
         }
         self.faults.fetch_add(faults.len() as u64, Ordering::Relaxed);
+        if faults.len() > 1 {
+            // A slow disk is asked for all of them at once.
+            let sources: Vec<_> = faults.iter().filter_map(|at| self.space().source_at(*at)).collect();
+            sources.into_iter().for_each(|source| pages.read_ahead(source, FAULT));
+        }
         for address in faults {
             match self.answer(pages, address) {
                 Ok(Some(source)) => served.needed.push(source),

@@ -18,6 +18,7 @@ use log::warn;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{Mode, OFlags};
 
+use crate::ahead;
 use crate::cgroup::cgroup_path;
 use crate::container::Container;
 use crate::error::{TaskError, full};
@@ -61,6 +62,7 @@ pub(crate) async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<i32
     let options = RuntimeOptions::decode(req.options.as_ref())?;
     options.save(&bundle).await?;
     let request = Request { namespace: pod.namespace.clone(), options, bundle, spec, req };
+    ahead::begin(&request.spec);
     members::note(&pod.bundle, &request.req.id, cgroup_path(&request.spec).as_deref())?;
     let created = make(pod, &request).await;
     if created.is_err() {

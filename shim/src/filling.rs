@@ -4,15 +4,17 @@
 //!
 //! ```text
 //!  Filling ── all memory is there, or nobody is left to want it ──▶ Filled
-//!     └────── the pager has died, or given up ──▶ Died: the container is killed
+//!     ├────── the pager has died, or given up ──▶ Died: the container is killed
+//!     └────── CRIU has failed before anything ran ──▶ Abandoned
 //! ```
 //!
 //! The keeper has copies of the processes' userfaultfds: as long as it has, a process that waits for a page goes on
 //! waiting, whatever becomes of the pager. It lets go only when the container is dead.
 
 use std::collections::HashMap;
-use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -20,9 +22,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::pager::{SOCKET, Told, hear, send_setup};
+use ::checkpoint::fault_orders::FaultOrders;
+use ::pager::{Faults, SOCKET, Told, hear, send_setup};
 use log::{debug, error, info, warn};
-use rustix::fs::OFlags;
+use rustix::fs::{MemfdFlags, OFlags};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, socketpair,
 };
@@ -32,6 +35,7 @@ use tokio::sync::watch;
 
 use crate::container::Container;
 use crate::error::TaskError;
+use crate::source::Source;
 use crate::state::State;
 
 /// What the shim's program is called with to be a pager.
@@ -52,6 +56,8 @@ pub(crate) enum Memory {
     Filled,
     /// It will never come; why.
     Died(String),
+    /// Nor will it, because the restore has failed for another reason.
+    Abandoned,
 }
 
 /// A container's pager.
@@ -76,17 +82,16 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    /// Starts a pager over `images`, which CRIU will find in its work directory `work`.
+    /// Starts a pager of `threads` threads over `images`, which CRIU will find in its work directory `work`.
     ///
     /// # Errors
     /// When the socket or the process cannot be made.
     pub(crate) fn start(
         container: &Arc<Container>,
+        source: &Source,
         images: &OwnedFd,
         work: &OwnedFd,
-        lock: impl AsFd,
         threads: usize,
-        runtime: Handle,
     ) -> Result<Self, TaskError> {
         let failed = |what: &'static str| TaskError::io::<rustix::io::Errno>(what);
         let listener = listener(work).map_err(failed("make the socket for lazy pages"))?;
@@ -117,10 +122,16 @@ impl Started {
         let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let images = rustix::fs::openat(images, ".", readable, rustix::fs::Mode::empty());
         let images = images.map_err(failed("open the images"))?;
-        send_setup(&ours, images, &listener, lock, threads).map_err(TaskError::io("set the pager up"))?;
-        let container = container.clone();
+        let record = Record::of(source);
+        send_setup(&ours, images, &listener, source.checkpoint.lock(), threads, record.faults())
+            .map_err(TaskError::io("set the pager up"))?;
+        let (container, runtime) = (container.clone(), Handle::current());
         let keeper = std::thread::Builder::new().name("keeper".into());
-        let kept = keeper.spawn(move || keep(&filling, &container, &ours, &runtime));
+        let kept = keeper.spawn(move || {
+            if keep(&filling, &container, &ours, &runtime) {
+                record.keep();
+            }
+        });
         kept.map_err(TaskError::io("start the pager's keeper"))?;
         Ok(started)
     }
@@ -144,7 +155,7 @@ impl Started {
     pub(crate) fn lost(&self) -> Option<Lost> {
         match &*self.filling.memory.borrow() {
             Memory::Died(reason) => Some(Lost(reason.clone())),
-            Memory::Filling | Memory::Filled => None,
+            Memory::Filling | Memory::Filled | Memory::Abandoned => None,
         }
     }
 }
@@ -178,7 +189,7 @@ impl Filling {
         // The sender lives in `self`.
         match memory.wait_for(|memory| *memory != Memory::Filling).await.as_deref() {
             Ok(Memory::Died(reason)) => Err(Lost(reason.clone())),
-            Ok(Memory::Filling | Memory::Filled) | Err(_) => Ok(()),
+            Ok(Memory::Filling | Memory::Filled | Memory::Abandoned) | Err(_) => Ok(()),
         }
     }
 
@@ -188,6 +199,48 @@ impl Filling {
         if tokio::time::timeout(END, self.filled()).await.is_err() {
             warn!("the pager goes on though nobody is left to want memory; it is killed");
             self.kill();
+        }
+    }
+}
+
+/// The order in which the pages of a checkpoint are waited for: known from an earlier restore, or to be written into
+/// memory, for the pager has no time for a disk.
+struct Record {
+    checkpoint: String,
+    container: String,
+    faults: Faults<File>,
+}
+
+impl Record {
+    fn of(source: &Source) -> Self {
+        let (checkpoint, container) = (source.name(), source.container.clone());
+        let wanted = || rustix::fs::memfd_create("fault-order", MemfdFlags::CLOEXEC);
+        let faults = match FaultOrders::default().find(&checkpoint, &container) {
+            Some(file) => Faults::Known(file),
+            None => wanted().map_or(Faults::Unknown, |file| Faults::Wanted(file.into())),
+        };
+        Self { checkpoint, container, faults }
+    }
+
+    fn faults(&self) -> Faults<BorrowedFd<'_>> {
+        match &self.faults {
+            Faults::Known(file) => Faults::Known(file.as_fd()),
+            Faults::Wanted(file) => Faults::Wanted(file.as_fd()),
+            Faults::Unknown => Faults::Unknown,
+        }
+    }
+
+    /// The pager has written what there was to write.
+    fn keep(self) {
+        let Faults::Wanted(mut file) = self.faults else { return };
+        let mut order = Vec::new();
+        let kept =
+            file.rewind().and_then(|()| file.read_to_end(&mut order)).and_then(|length| match length {
+                0 => Ok(()),
+                _ => FaultOrders::default().keep(&self.checkpoint, &self.container, &order),
+            });
+        if let Err(e) = kept {
+            debug!("the order of faults is not kept: {e}");
         }
     }
 }
@@ -202,8 +255,8 @@ fn listener(work: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// The keeper's life.
-fn keep(filling: &Arc<Filling>, container: &Arc<Container>, pager: &OwnedFd, runtime: &Handle) {
+/// The keeper's life; whether all memory came.
+fn keep(filling: &Arc<Filling>, container: &Arc<Container>, pager: &OwnedFd, runtime: &Handle) -> bool {
     let mut held = HashMap::new();
     let mut reason = "the pager, which brings the container's memory, has died".to_owned();
     loop {
@@ -217,7 +270,12 @@ fn keep(filling: &Arc<Filling>, container: &Arc<Container>, pager: &OwnedFd, run
                     "all memory is there"
                 );
                 filling.memory.send_replace(Memory::Filled);
-                return;
+                return true;
+            }
+            // CRIU has failed, and its error is the one to tell.
+            Ok(Some(Told::Abandoned)) => {
+                filling.memory.send_replace(Memory::Abandoned);
+                return false;
             }
             Ok(Some(Told::Failed(why))) => {
                 reason = format!("the pager, which brings the container's memory, has given up: {why}");
@@ -235,6 +293,7 @@ fn keep(filling: &Arc<Filling>, container: &Arc<Container>, pager: &OwnedFd, run
     }
     // Only now, when nobody can go on.
     drop(held);
+    false
 }
 
 /// Ends a container that cannot go on, and says why where its user looks. One whose restore fails is not ended by this:
@@ -270,5 +329,5 @@ fn say(stderr: &str, stdout: &str, lost: &Lost) {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let Ok(fifo) = rustix::fs::open(Path::new(fifo), flags, rustix::fs::Mode::empty()) else { return };
     // Nobody reads it, or it is full.
-    let _ = writeln!(std::fs::File::from(fifo), "thaw: {lost}");
+    let _ = writeln!(File::from(fifo), "thaw: {lost}");
 }

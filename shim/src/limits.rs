@@ -38,10 +38,11 @@ pub(crate) fn apply(spec: &Spec, cgroups: &BTreeMap<String, PathBuf>, init: Opti
     let pids = procs.and_then(|procs| std::fs::read_to_string(procs).ok()).unwrap_or_default();
     let pids: Vec<i32> = pids.lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid != criu).collect();
     set_oom_scores(spec, init, &pids);
-    for (resource, allowed) in allowed(spec) {
-        for pid in &pids {
-            lower(*pid, resource, allowed);
-        }
+    let allowed = allowed(spec);
+    for pid in pids {
+        // What ends meanwhile needs none.
+        let Ok(limits) = Process::new(pid).and_then(|process| process.limits()) else { continue };
+        allowed.iter().for_each(|(kind, allowed)| lower(pid, &limits, kind, *allowed));
     }
 }
 
@@ -95,10 +96,9 @@ fn allowed(spec: &Spec) -> Vec<(&'static Kind, Option<u64>)> {
     KINDS.iter().map(|kind| (kind, hard(kind))).collect()
 }
 
-/// Lowers a limit of one process, if it has more. What ends meanwhile needs none.
-fn lower(pid: i32, (resource, _, of_proc): &Kind, allowed: Option<u64>) {
-    let Ok(limits) = Process::new(pid).and_then(|process| process.limits()) else { return };
-    let Some(lowered) = lowered(of_proc(&limits), allowed) else { return };
+/// Lowers a limit of one process, if it has more in `limits`.
+fn lower(pid: i32, limits: &Limits, (resource, _, of_proc): &Kind, allowed: Option<u64>) {
+    let Some(lowered) = lowered(of_proc(limits), allowed) else { return };
     if let Err(e) = prlimit(Pid::from_raw(pid), *resource, lowered) {
         log::warn!("cannot lower the limit {resource:?} of process {pid} to {allowed:?}: {e}");
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 mod abandoned;
 mod adopt;
+mod ahead;
 mod any;
 mod asker;
 #[allow(unsafe_code)] // bpf(2)
@@ -60,6 +61,7 @@ mod service;
 #[allow(unsafe_code)] // a real-time signal from its number
 mod signal;
 mod source;
+mod stand_in;
 mod start;
 mod state;
 mod stats;
@@ -68,6 +70,7 @@ mod stdio;
 mod stopwatch;
 mod task;
 mod unfreezable;
+mod untar;
 mod vfork;
 mod volumes;
 
@@ -84,9 +87,18 @@ const BLOCKING: usize = 16;
 /// One thread runs everything: a shim is idle nearly all its life and there is one per pod. What blocks
 /// (mount, CRIU, image parsing) goes to the blocking pool.
 fn main() -> std::process::ExitCode {
-    if cuda::is_called() {
-        eprintln!("cuda-checkpoint: {}", cuda::run());
+    if stand_in::is_called(cuda::PROGRAM) {
+        eprintln!("{}: {}", cuda::PROGRAM, cuda::run());
         return std::process::ExitCode::FAILURE;
+    }
+    if stand_in::is_called(untar::PROGRAM) {
+        return untar::run().map_or_else(
+            |e| {
+                eprintln!("{}: {e}", untar::PROGRAM);
+                std::process::ExitCode::FAILURE
+            },
+            |()| std::process::ExitCode::SUCCESS,
+        );
     }
     let first = std::env::args_os().nth(1);
     if first.as_ref().is_some_and(|argument| argument == idmap::HOLD) {
@@ -95,6 +107,9 @@ fn main() -> std::process::ExitCode {
     }
     if first.as_ref().is_some_and(|argument| argument == filling::COMMAND) {
         return filling::pager();
+    }
+    if first.as_ref().is_some_and(|argument| argument == ahead::COMMAND) {
+        return ahead::read();
     }
     if first.as_ref().is_some_and(|argument| argument == last_pid::COMMAND) {
         return last_pid::run(std::env::args().nth(2).as_deref());

@@ -3,14 +3,15 @@
 //! are told to keep what they made.
 //!
 //! ```text
-//! rewritten images → mount points → volumes filled → the pager, where memory follows → CRIU spawned
-//!        → into the new cgroup → RESTORE request
-//!        → known to runc → CRIU has exited
+//! CRIU spawned → into the new cgroup                               ┐
+//! rewritten images → the pager, where memory follows               ├▶ RESTORE request → known to runc
+//!                  → mount points → volumes filled                 ┘                  → CRIU has exited
 //! ```
 //!
 //! CRIU clones the init as its sibling, so the restored init is this process's own child.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::stopwatch::Stopwatch;
 use crate::volumes::{Filled, FilledFrom};
-use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes};
+use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, untar};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -128,38 +129,30 @@ struct Resumed {
 fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<Resumed, TaskError> {
     let started = Instant::now();
     let Prepared { source, plan, stopwatch, .. } = prepared;
-    stopwatch.next("editing images");
+    stopwatch.next("starting CRIU, and preparing images, mount points, volumes and the pager beside it");
     let descriptors = stdio.each_ref().map(describe);
-    let workspace = Workspace::create(&container.bundle)?;
-    let images_dir = private_images(container, prepared, &workspace)?;
-    stopwatch.next("making mount points and device nodes");
     let rootfs = container.bundle.join("rootfs");
-    mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
-    nodes::create(&rootfs, &plan.devices).map_err(prepared.failed("making the device nodes"))?;
-
-    stopwatch.next("filling volumes");
-    let filled = fill_volumes(prepared)?;
-    stopwatch.next("starting CRIU");
-    if let Some((_, namespace)) = &plan.pid {
-        last_pid::keep_free(&source.checkpoint, namespace);
-    }
+    let workspace = Workspace::create(&container.bundle)?;
     let mut swrk = Swrk::new(&source.criu);
-    let pager = start_pager(container, source, &images_dir, &workspace)?;
-    let mut options = RestoreOptions::new(images_dir, workspace.open()?);
-    options.lazy_pages = pager.is_some();
-    join_namespaces(plan, &mut swrk, &mut options)
-        .map_err(prepared.failed("opening the sandbox's namespaces"))?;
-    fill(plan, &rootfs, container.init.stdio.terminal, &mut options);
+    let (joined, inherited) =
+        join_namespaces(plan, &mut swrk).map_err(prepared.failed("opening the sandbox's namespaces"))?;
     swrk.stdio(stdio);
-    cuda::remap(&mut swrk, &plan.gpu_map, workspace.path()).map_err(prepared.failed("mapping the GPUs"))?;
+    stand_in(plan, &mut swrk, workspace.path()).map_err(prepared.failed("standing in for programs"))?;
     let cgroup = cgroup(container, prepared).map_err(prepared.failed("finding the cgroup"))?;
     swrk.unshare_cgroup_namespace(plan.cgroup_namespace);
-    let session = swrk
-        .spawn_placed(|criu| {
+    let spawn = || {
+        swrk.spawn_placed(|criu| {
             container.restoring.begin(criu)?;
             Ok(cgroup.place(criu)?)
         })
-        .map_err(prepared.blame(pager.as_ref(), "starting CRIU in the cgroup"))?;
+    };
+    let (session, beside) = both(spawn, || beside(container, prepared, &workspace))?;
+    let Beside { images, filled, pager } = beside?;
+    let session = session.map_err(prepared.blame(pager.as_ref(), "starting CRIU in the cgroup"))?;
+    let mut options = RestoreOptions::new(images, workspace.open()?);
+    options.lazy_pages = pager.is_some();
+    (options.join_ns, options.inherit_fds) = (joined, inherited);
+    fill(plan, &rootfs, container.init.stdio.terminal, &mut options);
     let criu = session.pid();
     let cgroups = crate::cgroup::paths(criu)?;
     let prepared_in = started.elapsed();
@@ -203,6 +196,52 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
         "restored"
     );
     Ok(Resumed { pid: restored.pid, criu, terminal })
+}
+
+/// What is there when CRIU is.
+struct Beside {
+    /// CRIU's images directory.
+    images: OwnedFd,
+    filled: Vec<Filled>,
+    pager: Option<Started>,
+}
+
+/// What CRIU needs and its process does not. The kernel takes some 15 ms to put a process into a cgroup, in which nobody
+/// works.
+fn beside(
+    container: &Arc<Container>,
+    prepared: &Prepared,
+    workspace: &Workspace,
+) -> Result<Beside, TaskError> {
+    let Prepared { source, plan, .. } = prepared;
+    let images = private_images(container, prepared, workspace)?;
+    let pager = start_pager(container, source, &images, workspace)?;
+    let rootfs = container.bundle.join("rootfs");
+    mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
+    nodes::create(&rootfs, &plan.devices).map_err(prepared.failed("making the device nodes"))?;
+    let filled = fill_volumes(prepared)?;
+    if let Some((_, namespace)) = &plan.pid {
+        last_pid::keep_free(&source.checkpoint, namespace);
+    }
+    Ok(Beside { images, filled, pager })
+}
+
+/// Does both at once; `here` on this thread, which stays: CRIU's parent must.
+fn both<A, B: Send>(here: impl FnOnce() -> A, other: impl FnOnce() -> B + Send) -> Result<(A, B), TaskError> {
+    let runtime = Handle::current();
+    std::thread::scope(|scope| {
+        let other = std::thread::Builder::new().name("beside".into()).spawn_scoped(scope, move || {
+            let _runtime = runtime.enter();
+            other()
+        });
+        let other = other.map_err(TaskError::io("start a thread"))?;
+        let here = here();
+        let panicked = |_| TaskError::Io {
+            what: "prepare the restore".into(),
+            source: std::io::Error::other("the thread panicked"),
+        };
+        Ok((here, other.join().map_err(panicked)?))
+    })
 }
 
 /// What runs is a container of the OCI runtime from here on, with the pager that brings its memory.
@@ -265,8 +304,7 @@ fn start_pager(
     workspace: &Workspace,
 ) -> Result<Option<Started>, TaskError> {
     let Some(threads) = source.fill_threads else { return Ok(None) };
-    let lock = source.checkpoint.lock();
-    Started::start(container, images, &workspace.open()?, lock, threads, Handle::current()).map(Some)
+    Started::start(container, source, images, &workspace.open()?, threads).map(Some)
 }
 
 /// The images as they must be in the new pod.
@@ -293,6 +331,15 @@ fn fill_volumes(prepared: &Prepared) -> Result<Vec<Filled>, TaskError> {
     filled.map_err(prepared.failed("filling the volumes"))
 }
 
+/// What CRIU and its plugins run out of this program.
+fn stand_in(plan: &Plan, swrk: &mut Swrk, workspace: &Path) -> std::io::Result<()> {
+    if plan.gpu_map.is_empty() {
+        return stand_in::install(swrk, &[untar::PROGRAM], workspace);
+    }
+    cuda::remap(swrk, &plan.gpu_map);
+    stand_in::install(swrk, &[untar::PROGRAM, cuda::PROGRAM], workspace)
+}
+
 /// The cgroup of the new spec, to get the limits of the new spec.
 fn cgroup(container: &Container, prepared: &Prepared) -> Result<Cgroup, TaskError> {
     let path = cgroup_path(&container.spec).ok_or_else(|| {
@@ -305,18 +352,20 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Namespaces that CRIU joins, and descriptors that it inherits.
+type Joined = (Vec<(Namespace, PathBuf)>, Vec<(OsString, i32)>);
+
 /// Namespaces of the sandbox: network and a shared pid namespace by descriptor, IPC and UTS by path.
-fn join_namespaces(plan: &Plan, swrk: &mut Swrk, options: &mut RestoreOptions) -> std::io::Result<()> {
+fn join_namespaces(plan: &Plan, swrk: &mut Swrk) -> std::io::Result<Joined> {
+    let (mut joined, mut inherited) = (Vec::new(), Vec::new());
     for (key, path) in [&plan.network, &plan.pid].into_iter().flatten() {
         let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        options.inherit_fds.push((key.into(), swrk.inherit(namespace)));
+        inherited.push((key.into(), swrk.inherit(namespace)));
     }
     for (kind, path) in [(Namespace::Ipc, &plan.ipc), (Namespace::Uts, &plan.uts)] {
-        if let Some(path) = path {
-            options.join_ns.push((kind, path.clone()));
-        }
+        joined.extend(path.clone().map(|path| (kind, path)));
     }
-    Ok(())
+    Ok((joined, inherited))
 }
 
 /// What CRIU is told beside namespaces. Connections that are not to go on are none any more in the images.

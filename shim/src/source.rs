@@ -95,6 +95,13 @@ pub(crate) fn identity(annotations: &HashMap<String, String>) -> Option<Identity
     })
 }
 
+/// Namespace and name of the pod whose sandbox this is; `None`: it is none.
+pub(crate) fn sandbox(annotations: &HashMap<String, String>) -> Option<(&str, &str)> {
+    let get = |key: &str| annotations.get(key).map(String::as_str);
+    (get(CONTAINER_TYPE)? == "sandbox").then_some(())?;
+    Some((get(SANDBOX_NAMESPACE)?, get(SANDBOX_NAME)?))
+}
+
 /// Decides where the container of `spec` comes from; `None` is its image. Reads the store, so it blocks.
 ///
 /// `sandbox` is the bundle of the pod's sandbox. `restored_from` tells which checkpoint a container of this sandbox was already restored from: the same is
@@ -157,7 +164,7 @@ fn open(
     restored_from: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Source>, Obstacle> {
     let broken = |e: &dyn std::error::Error| Obstacle::Broken(None, full(e));
-    let config = Config::load(&config_path()).map_err(|e| broken(&e))?;
+    let config = config().map_err(|e| broken(&e))?;
     let store = Store::open(&config).map_err(|e| broken(&e))?;
     let checkpoint = store
         .resolve(who.namespace, lineage, &request.reference)
@@ -204,11 +211,19 @@ fn fill_threads(config: &Config, options: &PodOptions) -> Option<usize> {
 /// # Errors
 /// When the configuration cannot be read.
 pub(crate) fn criu() -> Result<PathBuf, ConfigError> {
-    Ok(program(Config::load(&config_path())?))
+    Ok(program(config()?))
 }
 
-fn program(config: Config) -> PathBuf {
+pub(crate) fn program(config: Config) -> PathBuf {
     config.criu.unwrap_or_else(|| "criu".into())
+}
+
+/// What the administrator has set.
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub(crate) fn config() -> Result<Config, ConfigError> {
+    Config::load(&config_path())
 }
 
 /// The administrator's file. The environment that containerd gives its shims may name another, for tests and for

@@ -23,6 +23,8 @@ const PROGRAM: &str = "memory.py";
 const MEMORY: &str = "thaw.dev/memory";
 /// Where containerd has the bundles of CRI's containers.
 const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
+/// Where the order is kept in which pages were waited for.
+const FAULT_ORDERS: &str = "/var/cache/thaw/fault-orders";
 const CONFIG: &str = "/etc/thaw/config.toml";
 
 /// Freezes the program when it has lived for a while.
@@ -183,5 +185,49 @@ async fn the_node_may_make_it_the_default_and_a_pod_may_differ() -> Tested {
         assert_right(&node, &state).await?;
         node.remove(&state).await?;
     }
+    node.leave().await
+}
+
+#[tokio::test]
+async fn the_second_restore_knows_what_the_first_one_waited_for_until_the_checkpoint_is_removed() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 200).await?;
+    let name = format!("{}+{}+{}+", from.namespace, from.lineage, from.id);
+    let orders = || -> Vec<String> {
+        let entries = std::fs::read_dir(FAULT_ORDERS).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    for _ in 0..2 {
+        let state = restored(&node, "lazy", &from, "lazy").await?;
+        filled().await;
+        assert_right(&node, &state).await?;
+        node.remove(&state).await?;
+        let known = orders();
+        assert_eq!(known.iter().filter(|order| order.starts_with(&name)).count(), 1, "{known:?}");
+        assert!(known.iter().all(|order| !order.starts_with('.')), "{known:?}");
+    }
+    // One that is no order of faults changes nothing.
+    let order = orders().into_iter().find(|order| order.starts_with(&name)).unwrap();
+    std::fs::write(Path::new(FAULT_ORDERS).join(&order), [0x74; 100_000]).unwrap();
+    let state = restored(&node, "lazy", &from, "lazy").await?;
+    assert_right(&node, &state).await?;
+    node.remove(&state).await?;
+    process::output("thaw", &["rm", &format!("{}/{}/{}", from.namespace, from.lineage, from.id)])?;
+    assert!(!orders().contains(&order));
+    node.leave().await
+}
+
+#[tokio::test]
+async fn a_container_that_has_no_room_for_its_memory_is_killed_for_it_and_does_not_hang() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 400).await?;
+    let pod = node.workload_pod("narrow", PROGRAM)?.annotated(RESTORE, &from.reference());
+    let pod = pod.annotated(MEMORY, "lazy").with_containers(|container| {
+        container.resources.limits.memory = serde_json::from_str("\"150Mi\"").ok();
+    });
+    let state = node.run(pod).await?;
+    assert_eq!(node.exit_code(&state, "").await?, 137);
+    filled().await;
+    node.remove(&state).await?;
     node.leave().await
 }

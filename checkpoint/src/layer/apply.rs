@@ -153,6 +153,15 @@ pub fn fill(
     filled
 }
 
+/// Unpacks the content of a container's own tmpfs, as CRIU packs it with `tar`; returns the bytes in its files.
+///
+/// # Errors
+/// All of [`ApplyError`] but `Deleted`.
+pub fn fill_tmpfs(dir: BorrowedFd<'_>, tar: impl Read) -> Result<u64, ApplyError> {
+    let mut layer = Layer::new(Upper::new(dir, BTreeSet::new()), Form::Tmpfs, Conflict::Replace);
+    layer.unpack_all(tar).map(|_| layer.bytes)
+}
+
 /// Removes what [`fill`] made, best effort: a directory in which there is something else stays.
 pub fn empty(dir: BorrowedFd<'_>, made: &[PathBuf]) {
     for path in made.iter().rev() {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Processes that live while their memory arrives. Every page of every one is compared with what must be in it.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use pager::{Told, hear};
+use pager::{FaultOrder, Faults, Told, hear};
 
 use crate::support::{Heard, Node, keep};
 
@@ -53,6 +54,47 @@ fn several_restores_are_served_at_once() {
             scope.spawn(move || live(seed..seed + 2, 2, 120, 50));
         }
     });
+}
+
+/// One life of a process, whose memory is compared; the pager knows the order of faults or writes it down.
+fn live_with(seed: u64, faults: Faults<File>) {
+    let node = Node::new();
+    let (served, keeper) = node.serve_with(2, faults);
+    let heard = std::thread::spawn(move || keep(&keeper));
+    let restored = node.restored(seed, 150, 20);
+    served.join().unwrap().unwrap();
+    assert_eq!(end(restored), "", "seed {seed}");
+    heard.join().unwrap();
+}
+
+#[test]
+fn what_a_process_waits_for_is_written_down_and_the_next_one_is_right_with_it() {
+    let mut file = tempfile::tempfile().unwrap();
+    live_with(30, Faults::Wanted(file.try_clone().unwrap()));
+    file.rewind().unwrap();
+    assert_ne!(FaultOrder::read(&file), FaultOrder::default());
+    for seed in 30..33 {
+        file.rewind().unwrap();
+        live_with(seed, Faults::Known(file.try_clone().unwrap()));
+    }
+}
+
+#[test]
+fn an_order_of_faults_that_is_wrong_in_any_way_changes_no_page() {
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    for seed in 33..36 {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"thawflt1").unwrap();
+        for _ in 0..20_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Pages of the file, pages beyond it, and files that are not there.
+            let (id, page) = (1 + u32::from(random >> 60 == 0), (random >> 20) % 20_000);
+            file.write_all(&id.to_le_bytes()).unwrap();
+            file.write_all(&page.to_le_bytes()).unwrap();
+        }
+        file.rewind().unwrap();
+        live_with(seed, Faults::Known(file));
+    }
 }
 
 #[test]

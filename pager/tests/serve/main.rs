@@ -6,5 +6,6 @@
 
 mod layout;
 mod life;
+#[allow(unsafe_code)] // a userfaultfd
 mod protocol;
 mod support;

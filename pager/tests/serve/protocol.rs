@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What may go wrong at every step between CRIU and the pager.
 
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
+use linux_raw_sys::general::uffdio_api;
 use pager::{Figures, ServeError, Told};
+use rustix::mm::{UserfaultfdFlags, userfaultfd};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::support::{Node, keep};
+use crate::support::{Node, keep, pair};
 
 const RESTORED: [u8; 4] = 0x5253_5446i32.to_ne_bytes();
 
@@ -44,10 +48,82 @@ fn criu_may_die_at_any_step_before_its_mark() {
 }
 
 #[test]
+fn a_pager_whose_criu_fails_says_that_nothing_has_run() {
+    let node = Node::new();
+    let (mut pager, keeper) = node.process(1);
+    drop(UnixStream::connect(node.socket()).unwrap());
+    let heard = keep(&keeper);
+    assert!(heard.abandoned && heard.failed.is_none() && !heard.filled);
+    assert!(!pager.wait().unwrap().success());
+}
+
+#[test]
 fn a_number_cut_off_or_without_its_descriptor_is_an_error() {
     for said in [&[1, 0][..], &7i32.to_ne_bytes(), b"\x07\0\0\0x"] {
         let served = Pager::connected().after(said);
         assert!(matches!(served, Err(ServeError::Protocol(_))), "{said:?}: {served:?}");
+    }
+}
+
+/// A userfaultfd of this process, as CRIU sends it: with one byte.
+fn send_descriptor(criu: &UnixStream) {
+    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+    // SAFETY: it only makes a descriptor; no memory is registered with it.
+    let uffd = unsafe { userfaultfd(flags) }.unwrap();
+    let mut api = uffdio_api { api: 0xaa, features: 0, ioctls: 0 };
+    // SAFETY: UFFDIO_API writes the structure only.
+    assert_eq!(unsafe { libc::ioctl(uffd.as_raw_fd(), 0xc018_aa3f, &mut api) }, 0);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [uffd.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(criu, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+}
+
+#[test]
+fn criu_may_die_after_it_has_handed_over_a_process() {
+    for more in [&[][..], &(-3i32).to_ne_bytes(), &[1, 0]] {
+        let mut pager = Pager::connected();
+        pager.criu.write_all(&7i32.to_ne_bytes()).unwrap();
+        send_descriptor(&pager.criu);
+        let Some(Told::Hold(_, _held)) = pager::hear(&pager.keeper).unwrap() else {
+            panic!("nothing is held")
+        };
+        let served = pager.after(more);
+        assert!(
+            matches!(served, Err(ServeError::Abandoned | ServeError::Protocol(_))),
+            "{more:?}: {served:?}"
+        );
+    }
+}
+
+#[test]
+fn a_process_that_is_not_in_the_images_or_comes_twice_is_an_error() {
+    for pids in [&[8][..], &[7, 7]] {
+        let mut pager = Pager::connected();
+        for pid in pids {
+            pager.criu.write_all(&i32::to_ne_bytes(*pid)).unwrap();
+            send_descriptor(&pager.criu);
+        }
+        let served = pager.served.join().unwrap();
+        assert!(matches!(served, Err(ServeError::Stranger(7 | 8))), "{served:?}");
+    }
+}
+
+#[test]
+fn anything_but_a_setup_is_refused() {
+    let null = std::fs::File::open("/dev/null").unwrap();
+    for (bytes, fds) in
+        [(&[][..], 0), (&[2; 8], 3), (&[2; 9], 2), (&[2, 0, 0, 0, 0, 0, 0, 0, 0], 4), (&[9; 9], 4)]
+    {
+        let (ours, theirs) = pair();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = vec![null.as_fd(); fds];
+        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&fds)));
+        sendmsg(&ours, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+        drop(ours);
+        assert!(pager::Setup::receive(theirs).is_err(), "{bytes:?}");
     }
 }
 

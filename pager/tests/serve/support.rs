@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use std::thread::JoinHandle;
 
 use criu_rpc::image::{ImageFile, Kind, Message, Tag};
-use pager::{Figures, ServeError, Setup, Told, hear, send_setup, serve};
+use pager::{Faults, Figures, ServeError, Setup, Told, hear, send_setup, serve};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tempfile::TempDir;
 
@@ -77,11 +77,16 @@ impl Node {
     }
 
     /// A pager in a thread; also the keeper's end.
-    pub(crate) fn serve(&self, threads: usize) -> (JoinHandle<Result<Figures, ServeError>>, OwnedFd) {
+    pub(crate) fn serve(&self, threads: usize) -> Served {
+        self.serve_with(threads, Faults::Unknown)
+    }
+
+    /// The same, that knows the order of faults or is to write it down.
+    pub(crate) fn serve_with(&self, threads: usize, faults: Faults<File>) -> Served {
         let (ours, keeper) = pair();
         let images = File::open(self.dir.path()).unwrap().into();
         let lock = File::open("/dev/null").unwrap().into();
-        let setup = Setup { images, listener: self.listener(), lock, keeper, threads };
+        let setup = Setup { images, listener: self.listener(), lock, keeper, threads, faults };
         (std::thread::spawn(move || serve(setup)), ours)
     }
 
@@ -90,7 +95,7 @@ impl Node {
         let (ours, keeper) = pair();
         let child = Command::new(example("pager_process")).stdin(keeper).spawn().unwrap();
         let (images, lock) = (File::open(self.dir.path()).unwrap(), File::open("/dev/null").unwrap());
-        send_setup(&ours, images, self.listener(), lock, threads).unwrap();
+        send_setup(&ours, images, self.listener(), lock, threads, Faults::Unknown).unwrap();
         (child, ours)
     }
 
@@ -102,7 +107,10 @@ impl Node {
     }
 }
 
-fn pair() -> (OwnedFd, OwnedFd) {
+/// A pager in a thread, and its keeper's end.
+pub(crate) type Served = (JoinHandle<Result<Figures, ServeError>>, OwnedFd);
+
+pub(crate) fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
 }
 
@@ -120,6 +128,7 @@ pub(crate) struct Heard {
     pub(crate) held: HashMap<u32, OwnedFd>,
     pub(crate) filled: bool,
     pub(crate) failed: Option<String>,
+    pub(crate) abandoned: bool,
 }
 
 /// Keeps what a pager holds, until it ends.
@@ -131,6 +140,7 @@ pub(crate) fn keep(keeper: &OwnedFd) -> Heard {
             Told::Release(id) => assert!(heard.held.remove(&id).is_some()),
             Told::Filled(_) => heard.filled = true,
             Told::Failed(reason) => heard.failed = Some(reason),
+            Told::Abandoned => heard.abandoned = true,
         }
     }
     heard

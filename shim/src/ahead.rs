@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What begins as soon as there is a sandbox whose pod asks for a restore, while containerd still makes its network and
+//! looks for images: a slow disk reads the checkpoint, and CRIU finds out what the kernel can do if it does not know.
+//!
+//! All of it is only a matter of time: what fails here is met again, and told, where it is needed.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use ::checkpoint::annotation::PodOptions;
+use ::checkpoint::config::Config;
+use ::checkpoint::fault_orders::FaultOrders;
+use ::checkpoint::store::{CheckpointDir, Store};
+use criu_rpc::Swrk;
+use log::debug;
+use oci_spec::runtime::Spec;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::getppid;
+
+use crate::error::full;
+use crate::notes::Notes;
+use crate::source;
+
+/// What the shim's program is called with to read one container's images ahead: their directory is its standard input,
+/// and its standard output the order of faults, if there is one.
+pub(crate) const COMMAND: &str = "ahead";
+
+/// What CRIU knows of the kernel until the next boot. Source: CRIU 4.2 criu/kerndat.c, KERNDAT_CACHE_FILE.
+const CRIU_KNOWS: &str = "/run/criu.kdat";
+/// How long CRIU may take to find out; only a hang takes as long.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Begins, if `spec` is that of such a sandbox.
+pub(crate) fn begin(spec: &Spec) {
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    if source::sandbox(&annotations).is_none() {
+        return;
+    }
+    let (_, asked) = Notes::split(&annotations);
+    // A pod that asks for something wrong is told so when its container is created.
+    let Ok(options) = PodOptions::parse(asked) else { return };
+    if options.references().next().is_none() {
+        return;
+    }
+    let run = move || {
+        if let Err(e) = prepare(&annotations, &options) {
+            debug!("nothing is read ahead: {e}");
+        }
+    };
+    // Without it everything takes a little longer.
+    drop(std::thread::Builder::new().name("ahead".into()).spawn(run));
+}
+
+fn prepare(annotations: &HashMap<String, String>, options: &PodOptions) -> Result<(), String> {
+    let Some((namespace, pod)) = source::sandbox(annotations) else { return Ok(()) };
+    let config = source::config().map_err(|e| full(&e))?;
+    let store = Store::open(&config).map_err(|e| full(&e))?;
+    let lineage = options.lineage(pod).map_err(|e| full(&e))?;
+    for (reference, container) in options.references() {
+        let checkpoint = store.resolve(namespace, &lineage, reference).map_err(|e| full(&e))?;
+        let all = checkpoint.manifest().containers.keys().map(String::as_str);
+        let wanted = |name: &&str| container.is_none_or(|only| only == *name);
+        all.filter(wanted).try_for_each(|container| spawn(&checkpoint, container))?;
+    }
+    teach(config)
+}
+
+/// Has CRIU find out what the kernel can do, and keep it.
+fn teach(config: Config) -> Result<(), String> {
+    if Path::new(CRIU_KNOWS).exists() {
+        return Ok(());
+    }
+    let mut session = Swrk::new(source::program(config)).spawn().map_err(|e| full(&e))?;
+    session.features(DEADLINE).map(drop).map_err(|e| full(&e))
+}
+
+/// Starts the process that reads the images of one container: a disk that hangs must not hold the shim.
+fn spawn(checkpoint: &CheckpointDir, container: &str) -> Result<(), String> {
+    let dir = checkpoint.container(container).map_err(|e| full(&e))?;
+    let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let images = rustix::fs::openat(dir.images_dir(), ".", readable, Mode::empty()).map_err(|e| full(&e))?;
+    let order = FaultOrders::default().find(&checkpoint.name(), container);
+    // It is reaped like every child.
+    let started = Command::new("/proc/self/exe")
+        .arg0("thaw-ahead")
+        .arg(COMMAND)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(images))
+        .stdout(order.map_or_else(Stdio::null, Stdio::from))
+        .stderr(Stdio::null())
+        .spawn();
+    started.map(drop).map_err(|e| full(&e))
+}
+
+/// The life of such a process. It ends with its shim.
+pub(crate) fn read() -> ExitCode {
+    let (shim, own) = (getppid(), |fd: std::io::Result<OwnedFd>| fd.ok());
+    let images = own(std::io::stdin().as_fd().try_clone_to_owned());
+    let order = own(std::io::stdout().as_fd().try_clone_to_owned()).map(File::from);
+    let done = images.map(|images| ::pager::read_ahead(images, order.as_ref(), || getppid() == shim));
+    if matches!(done, Some(Ok(()))) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
