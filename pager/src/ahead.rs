@@ -11,7 +11,7 @@ use criu_rpc::image::ImagesDir;
 use crate::fault_order::FaultOrder;
 use crate::image::{Images, ImagesError};
 use crate::pages::Pages;
-use crate::space::{AddressSpace, Source};
+use crate::space::{AddressSpace, LATER, Source};
 
 /// How much the kernel is asked for at once, bytes: several requests of the disk.
 const STEP: u64 = 2 << 20;
@@ -22,12 +22,17 @@ const WINDOW: usize = 4;
 const UNKNOWN: u64 = 1 << 30;
 
 /// Asks the disk for the images in `dir` in the order in which a restore needs them, as long as `wanted` says so: the
-/// small ones, what CRIU loads itself, what is known to be waited for, all else. This process gives way to all others
-/// from then on, at the disk too: the sandbox is not to wait for it.
+/// small ones, what CRIU loads itself, what is known to be waited for, and where `all` is to be there before the program
+/// runs, everything else. This process gives way to all others from then on, at the disk too: the sandbox is not to wait.
 ///
 /// # Errors
 /// When an image is missing or damaged.
-pub fn read_ahead(dir: OwnedFd, faults: Option<&File>, wanted: impl Fn() -> bool) -> Result<(), ImagesError> {
+pub fn read_ahead(
+    dir: OwnedFd,
+    faults: Option<&File>,
+    all: bool,
+    wanted: impl Fn() -> bool,
+) -> Result<(), ImagesError> {
     give_way();
     read_last();
     let dir = ImagesDir::open(dir);
@@ -41,7 +46,8 @@ pub fn read_ahead(dir: OwnedFd, faults: Option<&File>, wanted: impl Fn() -> bool
     if let Some(file) = faults {
         FaultOrder::read(file).apply(&mut images.spaces);
     }
-    let steps = steps(&images.at_once, images.spaces.values());
+    let mut steps = steps(&images.at_once, images.spaces.values());
+    steps.retain(|step| all || step.urgent);
     ahead(&images.pages, &steps, |step| {
         // What cannot be read is met again by who needs it.
         let _ = images.pages.wait(step, STEP);
@@ -50,16 +56,18 @@ pub fn read_ahead(dir: OwnedFd, faults: Option<&File>, wanted: impl Fn() -> bool
     Ok(())
 }
 
-/// Starts the thread that runs ahead of the copies; it ends when it has mapped everything.
+/// Starts the thread that runs ahead of the copies; it ends when it has mapped everything that is in memory or urgent. What
+/// is on the disk and not urgent is read by those who copy it.
 pub(crate) fn start<'a>(
     pages: Arc<Pages>,
     at_once: &[(Source, u64)],
     spaces: impl Iterator<Item = &'a AddressSpace>,
 ) -> std::io::Result<()> {
-    let steps = steps(at_once, spaces);
+    let mut steps = steps(at_once, spaces);
     let thread = std::thread::Builder::new().name("ahead".into());
     let run = move || {
         give_way();
+        steps.retain(|step| step.urgent || pages.hold(step.source, STEP));
         ahead(&pages, &steps, |step| {
             pages.populate(step, STEP);
             true
@@ -69,40 +77,49 @@ pub(crate) fn start<'a>(
 }
 
 /// Asks for all `steps`, and calls `next` for each when some more are asked for; until it says no.
-fn ahead(pages: &Pages, steps: &[Source], mut next: impl FnMut(Source) -> bool) {
+fn ahead(pages: &Pages, steps: &[Ahead], mut next: impl FnMut(Source) -> bool) {
     let asked = steps.iter().map(Some).chain([None; WINDOW]);
     let behind = [None; WINDOW].into_iter().chain(steps.iter().map(Some));
     for (asked, behind) in asked.zip(behind) {
         if let Some(step) = asked {
-            pages.read_ahead(*step, STEP);
+            pages.read_ahead(step.source, STEP);
         }
-        if behind.is_some_and(|step| !next(*step)) {
+        if behind.is_some_and(|step| !next(step.source)) {
             return;
         }
     }
 }
 
-/// Where each step begins, as far as there is memory for what they bring.
-fn steps<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Source> {
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ahead {
+    /// Where it begins.
+    source: Source,
+    /// Something in it is needed before the program runs, or known to be waited for.
+    urgent: bool,
+}
+
+/// All steps, as far as there is memory for what they bring.
+fn steps<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Ahead> {
     let mut steps = in_order(at_once, spaces);
     let most = available().unwrap_or(UNKNOWN) / 2 / STEP;
     steps.truncate(usize::try_from(most).unwrap_or(usize::MAX));
     steps
 }
 
-/// Where each step begins: first what CRIU loads itself, then the urgent. Small pieces that lie in a step that is asked
-/// for already need none of their own. Pure.
-fn in_order<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Source> {
+/// All steps: first what CRIU loads itself, then the urgent. Small pieces that lie in a step that is asked for already need
+/// none of their own. Pure.
+fn in_order<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Ahead> {
     let mut pieces: Vec<_> = spaces.flat_map(AddressSpace::in_order).collect();
     pieces.sort_by_key(|piece| piece.rank);
-    let stretches = pieces.into_iter().map(|piece| (piece.source, piece.len()));
+    let first = at_once.iter().map(|(source, length)| (*source, *length, true));
+    let stretches = first.chain(pieces.iter().map(|piece| (piece.source, piece.len(), piece.rank < LATER)));
     let mut seen = std::collections::HashSet::new();
     let mut steps = Vec::new();
-    for (Source { pages_id, offset }, length) in at_once.iter().copied().chain(stretches) {
+    for (Source { pages_id, offset }, length, urgent) in stretches {
         let last = offset.saturating_add(length.saturating_sub(1)) / STEP;
-        let wanted =
-            (offset / STEP..=last).map(|step| Source { pages_id, offset: step.saturating_mul(STEP) });
-        steps.extend(wanted.filter(|source| seen.insert(*source)));
+        let all = (offset / STEP..=last).map(|step| Source { pages_id, offset: step.saturating_mul(STEP) });
+        steps.extend(all.filter(|source| seen.insert(*source)).map(|source| Ahead { source, urgent }));
     }
     steps
 }
@@ -146,13 +163,13 @@ mod tests {
             rank,
             wipe_on_fork: false,
         };
-        space.add(piece(0x1000_0000, 0, 2 * STEP + 4096, 20));
+        space.add(piece(0x1000_0000, 0, 2 * STEP + 4096, LATER + 20));
         space.add(piece(0x2000_0000, 5 * STEP + 4096, 4096, 3));
         space.add(piece(0x3000_0000, 5 * STEP + 8192, 4096, 4));
         let at_once = [(Source { pages_id: 1, offset: 7 * STEP }, 4096)];
         let steps = in_order(&at_once, [&space].into_iter());
-        let offsets: Vec<_> = steps.iter().map(|source| source.offset / STEP).collect();
-        assert_eq!(offsets, [7, 5, 0, 1, 2]);
+        let offsets: Vec<_> = steps.iter().map(|step| (step.source.offset / STEP, step.urgent)).collect();
+        assert_eq!(offsets, [(7, true), (5, true), (0, false), (1, false), (2, false)]);
     }
 
     #[test]

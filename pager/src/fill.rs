@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use crate::buffer::Buffer;
 use crate::pages::Pages;
 use crate::task::{CopyError, Step, Stopped, Task};
 
@@ -53,8 +54,8 @@ impl Fill {
     pub(crate) fn start(self: &Arc<Self>, threads: usize) -> std::io::Result<()> {
         let begin = Instant::now() + GRACE;
         for _ in 0..threads.max(1) {
-            let fill = self.clone();
-            std::thread::Builder::new().name("fill".into()).spawn(move || fill.run(begin))?;
+            let (fill, mut buffer) = (self.clone(), Buffer::new()?);
+            std::thread::Builder::new().name("fill".into()).spawn(move || fill.run(begin, &mut buffer))?;
         }
         Ok(())
     }
@@ -97,10 +98,10 @@ impl Fill {
         }
     }
 
-    fn run(&self, begin: Instant) {
+    fn run(&self, begin: Instant, buffer: &mut Buffer) {
         loop {
             let (id, task) = self.next(begin);
-            match task.fill(&self.pages, SEGMENT) {
+            match task.fill(&self.pages, buffer, SEGMENT) {
                 Step::Filled => {}
                 Step::Complete | Step::Stopped(Stopped::Ended) => self.finish(id, None),
                 Step::Stopped(Stopped::Busy) => std::thread::sleep(BUSY),

@@ -15,6 +15,8 @@
 
 #[allow(unsafe_code)] // the priority at the disk, for which no library has a call
 mod ahead;
+#[allow(unsafe_code)] // mmap of a buffer
+mod buffer;
 mod fault_order;
 mod fill;
 mod image;

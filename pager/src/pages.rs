@@ -6,13 +6,15 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::num::NonZeroU64;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 
-use criu_rpc::image::{ImagesDir, LoadError};
-use rustix::fs::{Advice, fadvise};
+use criu_rpc::image::{ImagesDir, LoadError, PAGE};
+use rustix::fs::{Advice, Mode, OFlags, fadvise, open};
 use rustix::io::{Errno, pread};
 use rustix::mm::{Advice as Mapped, MapFlags, ProtFlags, madvise, mmap, munmap};
 
+use crate::buffer::Buffer;
 use crate::space::{Piece, Source};
 
 /// The size of a page of the pages file.
@@ -54,6 +56,8 @@ pub struct Pages(HashMap<u32, Mapping>);
 #[derive(Debug)]
 struct Mapping {
     file: File,
+    /// The same, read around the page cache; where the file system can.
+    direct: Option<OwnedFd>,
     start: *mut std::ffi::c_void,
     length: usize,
 }
@@ -122,10 +126,11 @@ impl Pages {
         }
     }
 
-    /// Whether a copy of `piece` would wait for no disk, as far as its last page tells.
-    pub(crate) fn hold(&self, piece: &Piece) -> bool {
-        let last = piece.source.offset.saturating_add(piece.len()).saturating_sub(1);
-        self.0.get(&piece.source.pages_id).is_none_or(|mapping| mapping.holds(last))
+    /// Whether a copy of `length` bytes at `source` would wait for no disk, as far as the first page and the last tell.
+    pub(crate) fn hold(&self, source: Source, length: u64) -> bool {
+        let last = source.offset.saturating_add(length).saturating_sub(1);
+        let holds = |mapping: &Mapping| mapping.holds(source.offset) && mapping.holds(last);
+        self.0.get(&source.pages_id).is_none_or(holds)
     }
 
     /// Asks the disk for `length` bytes of a file, or all from `offset` on.
@@ -134,14 +139,38 @@ impl Pages {
         let _ = fadvise(file, offset, length, Advice::WillNeed);
     }
 
-    /// Waits until the disk has read `length` bytes at `source`, as far as the file goes; disks are read in order.
+    /// Reads from `source` on into `buffer`, around the page cache, as far as `length` and the file go; how much, which
+    /// may be nothing where there is no such way.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(crate) fn read_directly(
+        &self,
+        source: Source,
+        length: u64,
+        buffer: &mut Buffer,
+    ) -> Result<u64, Errno> {
+        let Some(mapping) = self.0.get(&source.pages_id) else { return Ok(0) };
+        let Some(direct) = &mapping.direct else { return Ok(0) };
+        let into = buffer.bytes(usize::try_from(length).unwrap_or(usize::MAX));
+        match pread(direct, into, source.offset) {
+            Ok(read) => Ok(read as u64 / PAGE * PAGE),
+            // It only seemed to know such reads.
+            Err(Errno::INVAL | Errno::INTR) => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until `length` bytes at `source`, as far as the file goes, are in the page cache.
     ///
     /// # Errors
     /// What the disk says.
     pub(crate) fn wait(&self, source: Source, length: u64) -> Result<(), Errno> {
         let Some(mapping) = self.0.get(&source.pages_id) else { return Ok(()) };
+        Self::ask(&mapping.file, source.offset, NonZeroU64::new(length));
         let last = source.offset.saturating_add(length).min(mapping.length as u64).saturating_sub(1);
-        pread(&mapping.file, &mut [0; 1], last).map(drop)
+        // Disks are read in order.
+        [source.offset, last].into_iter().try_for_each(|at| pread(&mapping.file, &mut [0; 1], at).map(drop))
     }
 
     /// Maps `length` bytes at `source`, as far as the file goes; waits for the disk.
@@ -160,12 +189,17 @@ fn map(file: File, id: u32) -> Result<Mapping, PagesError> {
     let failed = |source: std::io::Error| PagesError::Map { id, source };
     let size = file.metadata().map_err(failed)?.len();
     let length = usize::try_from(size).map_err(|_| failed(std::io::ErrorKind::FileTooLarge.into()))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+    let direct = open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty()).ok();
     // An empty file cannot be mapped; nothing is in it.
     let mapped = length.max(1);
     // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
     let start = unsafe { mmap(ptr::null_mut(), mapped, ProtFlags::READ, MapFlags::PRIVATE, &file, 0) };
     let start = start.map_err(|e| failed(e.into()))?;
-    Ok(Mapping { file, start, length })
+    // A copy that meets the disk reads what it needs, and nothing around it.
+    // SAFETY: the advice changes no memory.
+    let _ = unsafe { madvise(start, mapped, Mapped::Random) };
+    Ok(Mapping { file, direct, start, length })
 }
 
 #[cfg(test)]

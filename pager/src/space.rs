@@ -9,6 +9,8 @@ use criu_rpc::image::PAGE;
 
 /// Ranks from here on are of pages of which nobody knows whether they will be waited for.
 pub(crate) const LATER: u32 = 1 << 16;
+/// The rank of pages that somebody reads from the disk.
+pub(crate) const READING: u32 = u32::MAX;
 
 /// Pages that follow each other in memory and in a pages file, all owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,13 @@ pub struct Source {
     pub offset: u64,
 }
 
+impl Source {
+    /// The place so many bytes further on.
+    pub(crate) fn plus(self, bytes: u64) -> Self {
+        Self { offset: self.offset.saturating_add(bytes), ..self }
+    }
+}
+
 impl Piece {
     /// How long it is, bytes.
     #[must_use]
@@ -52,8 +61,7 @@ impl Piece {
     pub fn part(&self, start: u64, end: u64) -> Self {
         let start = start.max(self.start);
         let end = end.min(self.end).max(start);
-        let offset = self.source.offset.saturating_add(start - self.start);
-        Self { start, end, source: Source { offset, ..self.source }, ..*self }
+        Self { start, end, source: self.source.plus(start - self.start), ..*self }
     }
 }
 
@@ -124,6 +132,24 @@ impl AddressSpace {
     /// The rank of the most urgent piece.
     pub(crate) fn first_rank(&self) -> Option<u32> {
         self.order.first().map(|(rank, _)| *rank)
+    }
+
+    /// What is owed from the page at `start` on, in memory and in its file without a gap, up to `limit` bytes. It stays
+    /// owed, with the rank [`READING`]: whoever else looks for work finds other first.
+    pub(crate) fn claim(&mut self, start: u64, limit: u64) -> Option<Piece> {
+        let mut stretch = *self.pieces.get(&start)?;
+        let end = start.saturating_add(limit);
+        while let Some(next) = self.pieces.get(&stretch.end).filter(|next| next.start < end) {
+            if next.source != stretch.source.plus(stretch.len()) {
+                break;
+            }
+            stretch.end = next.end;
+        }
+        let stretch = stretch.part(start, end);
+        for piece in self.take(stretch.start, stretch.end) {
+            self.insert(Piece { rank: READING, ..piece });
+        }
+        Some(stretch)
     }
 
     /// Takes out up to `limit` bytes of the most urgent piece.
@@ -291,6 +317,29 @@ mod tests {
                 *space = space.fork();
             }
         }
+    }
+
+    #[test]
+    fn what_is_claimed_has_no_gap_and_comes_last() {
+        let mut space = AddressSpace::default();
+        let piece = |start: u64, pages: u64, offset: u64, rank| Piece {
+            start: start * PAGE,
+            end: (start + pages) * PAGE,
+            source: Source { pages_id: 1, offset: offset * PAGE },
+            rank,
+            wipe_on_fork: false,
+        };
+        // The third follows in memory and not in the file.
+        for piece in [piece(10, 4, 0, 1), piece(14, 4, 4, 2), piece(18, 4, 20, 3), piece(40, 4, 30, 9)] {
+            space.add(piece);
+        }
+        let claimed = space.claim(10 * PAGE, 100 * PAGE).unwrap();
+        assert_eq!((claimed.start / PAGE, claimed.end / PAGE), (10, 18));
+        assert_eq!(space.owed(), 16 * PAGE);
+        let order: Vec<_> = space.in_order().map(|piece| (piece.start / PAGE, piece.rank)).collect();
+        assert_eq!(order, [(18, 3), (40, 9), (10, READING), (14, READING)]);
+        assert_eq!(space.claim(18 * PAGE, 2 * PAGE).unwrap().len(), 2 * PAGE);
+        assert!(space.claim(30 * PAGE, PAGE).is_none());
     }
 
     proptest! {

@@ -12,8 +12,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use criu_rpc::image::PAGE;
 use rustix::io::Errno;
 
+use crate::buffer::{self, Buffer};
 use crate::pages::Pages;
-use crate::space::{AddressSpace, LATER, Piece, Source};
+use crate::space::{AddressSpace, LATER, Piece, READING, Source};
 use crate::uffd::{Event, Uffd};
 
 /// How much a fault brings along, bytes: what follows is likely to be needed, and a fault costs as much as 16 pages.
@@ -109,23 +110,66 @@ impl Task {
         self.space().is_empty()
     }
 
-    /// Copies the next segment of at most `limit` bytes.
-    pub(crate) fn fill(&self, pages: &Pages, limit: u64) -> Step {
+    /// Copies the next segment of at most `limit` bytes, or, where the disk must be waited for, what fits into `buffer`.
+    pub(crate) fn fill(&self, pages: &Pages, buffer: &mut Buffer, limit: u64) -> Step {
         let shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let Some(piece) = self.space().take_next(limit) else {
             drop(shared);
             return if self.is_complete() { Step::Complete } else { Step::Filled };
         };
-        if !pages.hold(&piece) {
+        if !pages.hold(piece.source, piece.len()) {
+            let mut space = self.space();
+            space.add(piece);
+            let claimed = match piece.rank {
+                // Nothing else is left to do: whoever reads it may be about to, or it has moved meanwhile.
+                READING => None,
+                _ => space.claim(piece.start, buffer::SIZE as u64),
+            };
             // Nobody who waits for a page is to wait for this disk.
-            self.space().add(piece);
-            drop(shared);
-            return match pages.wait(piece.source, piece.len()) {
-                Ok(()) | Err(Errno::INTR) => Step::Filled,
-                Err(error) => Step::Stopped(failed(piece.start, piece.source, error)),
+            drop((space, shared));
+            return match claimed {
+                Some(stretch) => self.fill_from_disk(pages, buffer, stretch, limit),
+                None => waited(pages, piece),
             };
         }
-        match self.copy(pages, piece) {
+        self.settle(self.copy(pages.address(piece.source), piece))
+    }
+
+    /// Reads `stretch` around the page cache, which would cost several times as much, and copies what of it is still owed.
+    fn fill_from_disk(&self, pages: &Pages, buffer: &mut Buffer, stretch: Piece, limit: u64) -> Step {
+        let read = match pages.read_directly(stretch.source, stretch.len(), buffer) {
+            Ok(0) => return waited(pages, stretch.part(stretch.start, stretch.start.saturating_add(limit))),
+            Ok(read) => stretch.part(stretch.start, stretch.start.saturating_add(read)),
+            Err(error) => return Step::Stopped(failed(stretch.start, stretch.source, error)),
+        };
+        let mut start = read.start;
+        while start < read.end {
+            let end = start.saturating_add(limit).min(read.end);
+            let _shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+            let taken = self.space().take(start, end);
+            let mut stopped = None;
+            for piece in taken {
+                // Since then something else may have moved here.
+                if stopped.is_some() || piece.source != read.part(piece.start, piece.end).source {
+                    self.space().add(piece);
+                    continue;
+                }
+                let from = buffer.address().saturating_add(piece.start - stretch.start);
+                if let Step::Stopped(why) = self.settle(self.copy(from, piece)) {
+                    stopped = Some(why);
+                }
+            }
+            if let Some(stopped) = stopped {
+                return Step::Stopped(stopped);
+            }
+            start = end;
+        }
+        Step::Filled
+    }
+
+    /// What could not be copied is owed again.
+    fn settle(&self, copied: Result<(), (Piece, Stopped)>) -> Step {
+        match copied {
             Ok(()) => Step::Filled,
             Err((rest, stopped)) => {
                 self.space().add(rest);
@@ -154,11 +198,9 @@ impl Task {
             }
         }
         self.faults.fetch_add(faults.len() as u64, Ordering::Relaxed);
-        if faults.len() > 1 {
-            // A slow disk is asked for all of them at once.
-            let sources: Vec<_> = faults.iter().filter_map(|at| self.space().source_at(*at)).collect();
-            sources.into_iter().for_each(|source| pages.read_ahead(source, FAULT));
-        }
+        // A slow disk is asked for all of them at once.
+        let sources: Vec<_> = faults.iter().filter_map(|at| self.space().source_at(*at)).collect();
+        sources.into_iter().for_each(|source| pages.read_ahead(source, FAULT));
         for address in faults {
             match self.answer(pages, address) {
                 Ok(Some(source)) => served.needed.push(source),
@@ -181,10 +223,12 @@ impl Task {
     fn answer(&self, pages: &Pages, address: u64) -> Result<Option<Source>, Stopped> {
         let taken = self.space().take_at(address, FAULT);
         let Some(piece) = taken else { return self.absent(address).map(|()| None) };
-        self.copy(pages, piece).map(|()| Some(piece.source)).map_err(|(rest, stopped)| {
-            self.space().add(rest);
-            stopped
-        })
+        self.copy(pages.address(piece.source), piece).map(|()| Some(piece.source)).map_err(
+            |(rest, stopped)| {
+                self.space().add(rest);
+                stopped
+            },
+        )
     }
 
     /// A page that is not owed: it is there already, or was never written to, or thrown away.
@@ -204,14 +248,15 @@ impl Task {
         }
     }
 
-    /// Copies `piece`; what could not be is in the error.
-    fn copy(&self, pages: &Pages, piece: Piece) -> Result<(), (Piece, Stopped)> {
+    /// Copies `piece` out of this process's memory at `from`; what could not be is in the error.
+    fn copy(&self, from: u64, piece: Piece) -> Result<(), (Piece, Stopped)> {
         let mut rest = piece;
         // A mapping may have been split since: a copy must stay within one.
         let mut length = rest.len();
         while !rest.is_empty() {
             length = length.min(rest.len());
-            let copied = self.uffd.copy(rest.start, pages.address(rest.source), length);
+            let from = if from == 0 { 0 } else { from.saturating_add(rest.start - piece.start) };
+            let copied = self.uffd.copy(rest.start, from, length);
             rest = rest.part(rest.start.saturating_add(copied.bytes), rest.end);
             let Some(error) = copied.stopped else {
                 length = rest.len();
@@ -240,6 +285,14 @@ impl Task {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits until `piece` is in the page cache.
+fn waited(pages: &Pages, piece: Piece) -> Step {
+    match pages.wait(piece.source, piece.len()) {
+        Ok(()) | Err(Errno::INTR) => Step::Filled,
+        Err(error) => Step::Stopped(failed(piece.start, piece.source, error)),
     }
 }
 

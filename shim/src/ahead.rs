@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use ::checkpoint::annotation::PodOptions;
+use ::checkpoint::annotation::{Memory, PodOptions};
 use ::checkpoint::config::Config;
 use ::checkpoint::fault_orders::FaultOrders;
 use ::checkpoint::store::{CheckpointDir, Store};
@@ -29,6 +29,8 @@ use crate::source;
 /// What the shim's program is called with to read one container's images ahead: their directory is its standard input,
 /// and its standard output the order of faults, if there is one.
 pub(crate) const COMMAND: &str = "ahead";
+/// Then: also what can follow while the program runs.
+const ALL: &str = "all";
 
 /// What CRIU knows of the kernel until the next boot. Source: CRIU 4.2 criu/kerndat.c, KERNDAT_CACHE_FILE.
 const CRIU_KNOWS: &str = "/run/criu.kdat";
@@ -61,11 +63,12 @@ fn prepare(annotations: &HashMap<String, String>, options: &PodOptions) -> Resul
     let config = source::config().map_err(|e| full(&e))?;
     let store = Store::open(&config).map_err(|e| full(&e))?;
     let lineage = options.lineage(pod).map_err(|e| full(&e))?;
+    let memory = options.memory().unwrap_or(config.memory);
     for (reference, container) in options.references() {
         let checkpoint = store.resolve(namespace, &lineage, reference).map_err(|e| full(&e))?;
         let all = checkpoint.manifest().containers.keys().map(String::as_str);
         let wanted = |name: &&str| container.is_none_or(|only| only == *name);
-        all.filter(wanted).try_for_each(|container| spawn(&checkpoint, container))?;
+        all.filter(wanted).try_for_each(|container| spawn(&checkpoint, container, memory))?;
     }
     teach(config)
 }
@@ -80,7 +83,7 @@ fn teach(config: Config) -> Result<(), String> {
 }
 
 /// Starts the process that reads the images of one container: a disk that hangs must not hold the shim.
-fn spawn(checkpoint: &CheckpointDir, container: &str) -> Result<(), String> {
+fn spawn(checkpoint: &CheckpointDir, container: &str, memory: Memory) -> Result<(), String> {
     let dir = checkpoint.container(container).map_err(|e| full(&e))?;
     let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let images = rustix::fs::openat(dir.images_dir(), ".", readable, Mode::empty()).map_err(|e| full(&e))?;
@@ -89,6 +92,7 @@ fn spawn(checkpoint: &CheckpointDir, container: &str) -> Result<(), String> {
     let started = Command::new("/proc/self/exe")
         .arg0("thaw-ahead")
         .arg(COMMAND)
+        .args((memory == Memory::Eager).then_some(ALL))
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(images))
@@ -103,6 +107,7 @@ pub(crate) fn read() -> ExitCode {
     let (shim, own) = (getppid(), |fd: std::io::Result<OwnedFd>| fd.ok());
     let images = own(std::io::stdin().as_fd().try_clone_to_owned());
     let order = own(std::io::stdout().as_fd().try_clone_to_owned()).map(File::from);
-    let done = images.map(|images| ::pager::read_ahead(images, order.as_ref(), || getppid() == shim));
+    let all = std::env::args_os().nth(2).is_some_and(|argument| argument == ALL);
+    let done = images.map(|images| ::pager::read_ahead(images, order.as_ref(), all, || getppid() == shim));
     if matches!(done, Some(Ok(()))) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -33,6 +33,19 @@ fn live(seeds: std::ops::Range<u64>, threads: usize, steps: u64, delay: u64) {
 }
 
 #[test]
+fn memory_is_right_that_comes_from_the_disk() {
+    for (seed, threads) in (100..106).zip([1, 2, 3, 1, 2, 3]) {
+        let node = Node::on_disk();
+        let (served, keeper) = node.serve(threads);
+        let heard = std::thread::spawn(move || keep(&keeper));
+        let restored = node.restored(seed, 200, 100);
+        served.join().unwrap().unwrap();
+        assert_eq!(end(restored), "", "seed {seed}");
+        assert!(heard.join().unwrap().held.is_empty());
+    }
+}
+
+#[test]
 fn memory_is_right_while_one_thread_fills() {
     live(1..9, 1, 150, 0);
 }

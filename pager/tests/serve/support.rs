@@ -44,7 +44,11 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new() -> Self {
-        let node = Self { dir: tempfile::tempdir().unwrap() };
+        Self::within(tempfile::tempdir().unwrap())
+    }
+
+    fn within(dir: TempDir) -> Self {
+        let node = Self { dir };
         let pstree = message(&[(1, PID.into()), (2, 0), (3, PID.into()), (4, PID.into()), (5, PID.into())]);
         node.write(Kind::Pstree, "pstree.img", vec![pstree]);
         // A run that CRIU loads itself comes first, so that offsets are not those of the lazy pages alone.
@@ -60,6 +64,16 @@ impl Node {
         node.write(Kind::Mm, "mm-7.img", vec![mm]);
         node.write(Kind::Pagemap, "pagemap-7.img", runs);
         std::fs::write(node.dir.path().join("pages-1.img"), &*PAGES).unwrap();
+        node
+    }
+
+    /// The same on the disk, and nothing of it in the page cache.
+    pub(crate) fn on_disk() -> Self {
+        let program = std::env::current_exe().unwrap();
+        let node = Self::within(tempfile::tempdir_in(program.parent().unwrap()).unwrap());
+        let pages = File::open(node.dir.path().join("pages-1.img")).unwrap();
+        pages.sync_all().unwrap();
+        rustix::fs::fadvise(&pages, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         node
     }
 
