@@ -14,6 +14,9 @@ pub(crate) const SIZE: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Buffer(*mut c_void);
 
+// SAFETY: nothing else knows the memory, and it belongs to no thread.
+unsafe impl Send for Buffer {}
+
 impl Buffer {
     pub(crate) fn new() -> Result<Self, Errno> {
         let access = ProtFlags::READ | ProtFlags::WRITE;

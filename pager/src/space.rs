@@ -161,10 +161,12 @@ impl AddressSpace {
     /// Gives `rank` to the page at `address` and what follows it in its piece, up to `limit` bytes, unless it has one
     /// below [`LATER`] already.
     pub(crate) fn hasten(&mut self, address: u64, limit: u64, rank: u32) {
-        match self.take_at(address, limit) {
-            Some(piece) if piece.rank < LATER => self.insert(piece),
-            Some(piece) => self.insert(Piece { rank, ..piece }),
-            None => {}
+        let before = self.pieces.range(..=address).next_back();
+        if before.is_none_or(|(_, piece)| piece.end <= address || piece.rank < LATER) {
+            return;
+        }
+        if let Some(piece) = self.take_at(address, limit) {
+            self.insert(Piece { rank, ..piece });
         }
     }
 

@@ -172,7 +172,9 @@ fn deny_console(pid: i32, resources: &LinuxResources) -> Result<(), TaskError> {
             std::fs::write(cgroup.join("devices.deny"), rule)
                 .map_err(TaskError::io("deny the node's console"))
         }
-        Some(_) | None => Ok(()),
+        Some(_) => Ok(()),
+        None if unified() => Ok(()),
+        None => Err(TaskError::NotFound(format!("cgroup of process {pid}"))),
     }
 }
 
@@ -215,7 +217,8 @@ pub(crate) fn cgroup_path(spec: &Spec) -> Option<PathBuf> {
     spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone())
 }
 
-/// The directory of each hierarchy that `pid` is in: v1 by controller (`memory`, `name=systemd`), v2 by `""`.
+/// The directory of each hierarchy that `pid` is in: v1 by controller (`memory`, `name=systemd`), v2 by `""`. None where
+/// it is at the root: a process that has ended is, and what is meant for a container must never be done to the node.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
@@ -230,6 +233,9 @@ pub(crate) fn paths(pid: i32) -> Result<BTreeMap<String, PathBuf>, TaskError> {
     for mount in mounts.0.iter().filter(|mount| mount.fs_type.starts_with("cgroup")) {
         for membership in &memberships.0 {
             let relative = membership.pathname.trim_start_matches('/');
+            if relative.is_empty() {
+                continue;
+            }
             if membership.hierarchy == 0 && mount.fs_type == "cgroup2" {
                 paths.entry(String::new()).or_insert_with(|| mount.mount_point.join(relative));
             }
@@ -287,4 +293,27 @@ fn named(mount: &procfs::process::MountInfo, controller: &str) -> bool {
 
 fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> TaskError {
     move |e| TaskError::Io { what: what.to_owned(), source: std::io::Error::other(e.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // it waits for its own child
+    fn a_process_that_has_ended_has_no_directory_that_is_the_nodes() {
+        let mut child =
+            std::process::Command::new("true").stdout(std::process::Stdio::piped()).spawn().unwrap();
+        // Its end closes the pipe; it stays a zombie.
+        let mut nothing = Vec::new();
+        std::io::Read::read_to_end(&mut child.stdout.take().unwrap(), &mut nothing).unwrap();
+        while ProcFs::new(child.id().cast_signed()).unwrap().stat().unwrap().state != 'Z' {
+            std::thread::yield_now();
+        }
+        let mounts = ProcFs::myself().unwrap().mountinfo().unwrap();
+        for path in paths(child.id().cast_signed()).unwrap().values() {
+            assert!(mounts.0.iter().all(|mount| mount.mount_point != *path), "{}", path.display());
+        }
+        child.wait().unwrap();
+    }
 }

@@ -132,6 +132,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     stopwatch.next("starting CRIU, and preparing images, mount points, volumes and the pager beside it");
     let descriptors = stdio.each_ref().map(describe);
     let rootfs = container.bundle.join("rootfs");
+    // Goes after the cgroup, in which nobody is left then.
     let workspace = Workspace::create(&container.bundle)?;
     let mut swrk = Swrk::new(&source.criu);
     let (joined, inherited) =
@@ -154,7 +155,8 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     (options.join_ns, options.inherit_fds) = (joined, inherited);
     fill(plan, &rootfs, container.init.stdio.terminal, &mut options);
     let criu = session.pid();
-    let cgroups = crate::cgroup::paths(criu)?;
+    let cgroups =
+        crate::cgroup::paths(criu).map_err(prepared.blame(pager.as_ref(), "starting CRIU in the cgroup"))?;
     let prepared_in = started.elapsed();
     stopwatch.next("CRIU: reading the images");
 
@@ -177,10 +179,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
             }
             Ok(())
         })
-        .map_err(|e| {
-            workspace.sweep();
-            prepared.blame(pager.as_ref(), "CRIU")(e)
-        })?;
+        .map_err(prepared.blame(pager.as_ref(), "CRIU"))?;
     stopwatch.next("making it known to the OCI runtime");
     make_known(container, prepared, restored.pid, &cgroups, &descriptors, pager)?;
     cgroup.keep();

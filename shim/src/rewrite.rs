@@ -65,7 +65,7 @@ impl Workspace {
 
     /// Removes the directory in /tmp that a failed CRIU leaves: it cannot remove it while its child still has
     /// mounts below it. The name is taken from its log, because removing another restore's would break that one.
-    pub(crate) fn sweep(&self) {
+    fn sweep(&self) {
         let Ok(log) = std::fs::File::open(self.path.join("restore.log")) else { return };
         let mut text = Vec::new();
         if log.take(LOG_LIMIT).read_to_end(&mut text).is_err() {
@@ -86,9 +86,11 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        if !self.kept
-            && let Err(e) = std::fs::remove_dir_all(&self.path)
-        {
+        if self.kept {
+            return;
+        }
+        self.sweep();
+        if let Err(e) = std::fs::remove_dir_all(&self.path) {
             log::warn!("cannot remove {}: {e}", self.path.display());
         }
     }
