@@ -71,5 +71,6 @@ async fn every_case_gives_its_numbers_and_a_page_is_made_of_them() -> Tested {
     let page = fs::read_to_string(dir.path().join("benchmarks.md")).unwrap();
     assert!(page.contains("16 MB") && page.contains("(benchmarks/first-answer.svg)"), "{page}");
     assert!(dir.path().join("benchmarks/first-answer.svg").is_file());
+    dir.close().unwrap();
     node.leave().await
 }

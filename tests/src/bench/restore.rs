@@ -5,7 +5,7 @@
 //! does not hold is an error, not a number.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -25,6 +25,8 @@ use crate::kubelet::cri::api::{ImageSpec, PullImageRequest};
 pub(crate) const LOCAL_IMAGE: &str = "thaw.local/python:1";
 /// On the node's disk.
 const WORK: &str = "/var/tmp/thaw-bench";
+/// On a tmpfs.
+const STATE: &str = "/run/thaw-bench";
 /// From this size on the image path is repeated less: it takes minutes.
 const LARGE_MB: u64 = 1024;
 
@@ -186,11 +188,20 @@ fn turns(cases: &[Case], run: u32) -> Vec<Case> {
     turns
 }
 
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // What is still in use goes with the node.
+        for dir in [WORK, STATE] {
+            let _ = fs::remove_dir_all(dir);
+        }
+    }
+}
+
 impl Bench {
     pub(crate) async fn new() -> anyhow::Result<Self> {
         let work = PathBuf::from(WORK);
         fs::create_dir_all(&work).with_context(|| format!("cannot make {WORK}"))?;
-        let heartbeat = Heartbeat::new(PathBuf::from("/run/thaw-bench/heartbeat"))?;
+        let heartbeat = Heartbeat::new(Path::new(STATE).join("heartbeat"))?;
         Ok(Self { kubelet: kubelet().await?, heartbeat, image: LOCAL_IMAGE.to_owned(), work })
     }
 
