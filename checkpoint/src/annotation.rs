@@ -28,6 +28,8 @@ pub const TCP: &str = "thaw.dev/tcp";
 pub const MEMORY: &str = "thaw.dev/memory";
 /// Which emptyDir volumes belong to the checkpoint.
 pub const VOLUMES: &str = "thaw.dev/volumes";
+/// What the new pod's log begins with.
+pub const LOG: &str = "thaw.dev/log";
 /// Keys that only the node itself may set.
 pub const INTERNAL: &str = "thaw.dev/internal.";
 /// Set by the node's plugin: the checkpoint, `NAMESPACE/LINEAGE/ID`, that it has prepared the container for.
@@ -38,7 +40,7 @@ pub const REFUSED: &str = "thaw.dev/internal.refused";
 pub const KEPT_ADDRESSES: &str = "thaw.dev/internal.addresses";
 
 /// What an error lists as known.
-const KNOWN: &str = "thaw.dev/restore, thaw.dev/restore.<container>, thaw.dev/lineage, thaw.dev/if-missing, thaw.dev/if-failed, thaw.dev/address, thaw.dev/tcp, thaw.dev/memory, thaw.dev/volumes";
+const KNOWN: &str = "thaw.dev/restore, thaw.dev/restore.<container>, thaw.dev/lineage, thaw.dev/if-missing, thaw.dev/if-failed, thaw.dev/address, thaw.dev/tcp, thaw.dev/memory, thaw.dev/volumes, thaw.dev/log";
 
 /// What happens instead of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +84,16 @@ pub enum Memory {
     Lazy,
 }
 
+/// What the log of a restored container begins with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Log {
+    /// With what the program writes from then on.
+    #[default]
+    New,
+    /// With the log of the container that was frozen.
+    Continue,
+}
+
 /// Which annotation asked for the restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -116,6 +128,7 @@ pub struct PodOptions {
     tcp: TcpConnections,
     memory: Option<Memory>,
     volumes: BTreeSet<String>,
+    log: Log,
 }
 
 /// One annotation that thaw does not accept.
@@ -221,6 +234,7 @@ impl PodOptions {
             TCP => self.tcp = choice(TCP, value, "auto, keep or close", CONNECTIONS)?,
             MEMORY => self.memory = Some(choice(MEMORY, value, "eager or lazy", MEMORIES)?),
             VOLUMES => self.volumes = volumes(value)?,
+            LOG => self.log = choice(LOG, value, "new or continue", LOGS)?,
             _ if key.starts_with(INTERNAL) => return Err(AnnotationError::Reserved { key: shortened(key) }),
             _ => match key.strip_prefix(RESTORE_CONTAINER) {
                 Some(container) if is_dns_label(container) => {
@@ -285,6 +299,12 @@ impl PodOptions {
     pub fn volumes(&self) -> &BTreeSet<String> {
         &self.volumes
     }
+
+    /// What the new log begins with: `thaw.dev/log`.
+    #[must_use]
+    pub fn log(&self) -> Log {
+        self.log
+    }
 }
 
 /// A word, and what it means.
@@ -293,6 +313,7 @@ type Word<T> = (&'static str, T);
 const OTHERWISE: &[Word<Otherwise>] = &[("start", Otherwise::Start), ("fail", Otherwise::Fail)];
 const ADDRESSES: &[Word<Address>] = &[("rewrite", Address::Rewrite), ("keep", Address::Keep)];
 const MEMORIES: &[Word<Memory>] = &[("eager", Memory::Eager), ("lazy", Memory::Lazy)];
+const LOGS: &[Word<Log>] = &[("new", Log::New), ("continue", Log::Continue)];
 const CONNECTIONS: &[Word<TcpConnections>] =
     &[("auto", TcpConnections::Auto), ("keep", TcpConnections::Keep), ("close", TcpConnections::Close)];
 

@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, FileType, statat};
 use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
 
 use crate::beneath;
-use crate::dump::{self, ConfigDump, DumpError, NetworkDump, StatusDump};
+use crate::container_log::{self, Written};
+use crate::dump::{self, ConfigDump, DumpError, NetworkDump, StateDump, StatusDump};
 use crate::gpu::{self, Gpu};
 use crate::manifest::{Container, File};
 use crate::store::CheckpointDir;
@@ -254,6 +256,27 @@ impl ContainerDir {
     /// When [`dump::NETWORK`] cannot be read or understood.
     pub fn network(&self) -> Result<NetworkDump, ReadDumpError> {
         self.beside_images(dump::NETWORK)
+    }
+
+    /// What the threads were like, and when; nothing where the producer does not say.
+    ///
+    /// # Errors
+    /// When [`dump::STATE`] cannot be read or understood.
+    pub fn state(&self) -> Result<StateDump, ReadDumpError> {
+        self.beside_images(dump::STATE)
+    }
+
+    /// What it had logged until it was `frozen`, if the archive had that. See [`container_log`].
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub fn log(&self, frozen: Option<OffsetDateTime>) -> Result<Option<Written>, ReadDumpError> {
+        if !self.record.files.contains_key(dump::LOG) {
+            return Ok(None);
+        }
+        let read = |file| container_log::read(file, frozen);
+        let read = beneath::open_file(self.dir.as_fd(), dump::LOG).and_then(read);
+        read.map(Some).map_err(|source| ReadDumpError::Read { file: dump::LOG, source })
     }
 
     /// One of thaw's own files among the images.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The small JSON files that come with a container's images: `config.dump`, `spec.dump`, `status.dump`,
-//! `network.status`, `checkpoint/descriptors.json`, `checkpoint/thaw-network.json` and `deleted.files`.
+//! `network.status`, `checkpoint/descriptors.json`, `checkpoint/thaw-network.json`, `checkpoint/thaw-state.json` and
+//! `deleted.files`.
 //!
 //! Only what thaw uses is read; everything else in them is tolerated. Source for the names and keys:
 //! checkpointctl lib/metadata.go; containerd, CRI-O and Podman write them.
@@ -10,6 +11,7 @@ use std::net::IpAddr;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 /// The longest of these files that is read, in bytes.
 pub const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
@@ -25,6 +27,10 @@ pub const DESCRIPTORS: &str = "descriptors.json";
 pub const NETWORK: &str = "thaw-network.json";
 /// The addresses in archives of Podman.
 pub const NETWORK_STATUS: &str = "network.status";
+/// What the threads were like, among the CRIU images: thaw's own file.
+pub const STATE: &str = "thaw-state.json";
+/// The container's log.
+pub const LOG: &str = "container.log";
 /// What the container had deleted, in archives of CRI-O and Podman.
 pub const DELETED_FILES: &str = "deleted.files";
 /// The difference of the container's root file system to its image.
@@ -96,6 +102,29 @@ pub struct Link {
     pub index: u32,
     /// The address of its card, if it has one of that length.
     pub mac: Option<[u8; 6]>,
+}
+
+/// `thaw-state.json`: what CRIU's images do not say of the processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StateDump {
+    /// When the container stood still.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub frozen: Option<OffsetDateTime>,
+    /// Threads that differ from what a started one is like, by their number in the container's PID namespace.
+    pub threads: BTreeMap<u32, ThreadDump>,
+}
+
+/// What one thread had chosen for itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ThreadDump {
+    /// The processors that it wanted to run on, where these were not all of the container's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Vec<u32>>,
+    /// How late its timers might be, in nanoseconds, where that was not the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timer_slack: Option<u64>,
 }
 
 /// `network.status`: by the name of each of Podman's networks. Source: containers/common libnetwork/types, StatusBlock.

@@ -12,6 +12,8 @@
 //! The content of a volume travels in the same form, but is what it is: no name in it stands for a deletion, and it
 //! has no devices.
 //!
+//! Where the root file system is no overlay, the upper directory is laid onto it: see [`lay()`].
+//!
 //! Sockets are left out, as every writer of OCI layers does; CRIU makes those anew that a process had open.
 
 use std::ffi::OsStr;
@@ -22,11 +24,14 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, statat};
 
 mod apply;
+mod attributes;
+mod lay;
 mod sparse;
 mod upper;
 mod write;
 
 pub use apply::{ApplyError, Conflict, Stack, empty, fill, fill_tmpfs};
+pub use lay::{Laid, LayError, lay};
 pub use write::{WriteLayerError, write, write_content};
 
 /// Under this name, among the CRIU images, the layer of a restored container's checkpoint travels when the container

@@ -13,6 +13,7 @@ pub mod annotation;
 mod beneath;
 pub mod config;
 pub mod container_dir;
+pub mod container_log;
 pub mod devices;
 mod digest;
 pub mod dump;

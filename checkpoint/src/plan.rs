@@ -6,13 +6,13 @@
 //! What lies outside the processes (mount sources, namespaces, cgroups) is taken from the new spec alone.
 //!
 //! Pure: no system call but in [`Host::probe`] and [`resolve_destinations`], which gather facts. All reasons come at
-//! once. A seccomp filter is compared by its presence only: the images hold compiled filters, the spec a profile.
+//! once.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
 
 use crate::devices::{self, Device};
 use crate::gpu::Gpu;
@@ -28,6 +28,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod reason;
+mod seccomp;
 mod volumes;
 
 pub use capability::{Capabilities, capability_names};
@@ -57,6 +58,8 @@ pub struct Frozen {
     pub pid_key: Option<String>,
     /// Which namespaces it did not share with the host.
     pub own: OwnNamespaces,
+    /// The seccomp profile of its spec, `spec.dump`.
+    pub seccomp: Option<LinuxSeccomp>,
     /// Every live thread of every process.
     pub threads: Vec<Claims>,
     /// What descriptors 0, 1 and 2 were, `descriptors.json`.
@@ -217,6 +220,8 @@ pub fn plan(frozen: &Frozen, new: &NewContainer<'_>, host: &Host) -> Result<Plan
     let confined = matches!(&lsm_profile, Ok(Some(_)));
     // What the processes hold comes first: it weighs most, and a pod's event shows 1024 bytes of the text.
     claims::check(&frozen.threads, new.spec, process, confined, &mut reasons);
+    let seccomp = new.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    seccomp::check(frozen.seccomp.as_ref(), seccomp, &frozen.threads, &mut reasons);
     namespaces::plan(frozen, new.spec, host, &mut plan, &mut reasons);
     mounts::plan(frozen, new, host, &mut plan, &mut reasons);
     let may_raw = claims::bounding(process) & capability::NET_RAW != 0;

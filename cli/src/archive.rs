@@ -44,6 +44,8 @@ pub(crate) enum Member {
     RootfsDiff,
     /// `deleted.files`.
     DeletedFiles,
+    /// The container's log.
+    Log,
     /// Anything else; an import leaves it out.
     Other(String),
 }
@@ -205,6 +207,7 @@ impl Survey {
             | Member::Inherited
             | Member::Own
             | Member::RootfsDiff
+            | Member::Log
             | Member::Other(_) => {}
         }
         if self.members.insert(name.clone()) { Ok(()) } else { Err(ArchiveError::Twice { name }) }
@@ -221,6 +224,7 @@ impl Member {
             (Some(dump), _) => Self::Dump(dump),
             (None, None) if name == dump::ROOTFS_DIFF => Self::RootfsDiff,
             (None, None) if name == dump::DELETED_FILES => Self::DeletedFiles,
+            (None, None) if name == dump::LOG => Self::Log,
             (None, None) if name == PODMAN_SHM => Self::Content(name.to_owned(), SHM.to_owned()),
             (None, Some(_)) if volume(name).is_some() => {
                 Self::Content(name.to_owned(), volume_file(volume(name).unwrap_or_default()))
@@ -242,6 +246,7 @@ impl Member {
             Self::Own => format!("{IMAGES}/{OWN_LAYER}"),
             Self::Dump(name) => (*name).to_owned(),
             Self::RootfsDiff => dump::ROOTFS_DIFF.to_owned(),
+            Self::Log => dump::LOG.to_owned(),
             Self::DeletedFiles => dump::DELETED_FILES.to_owned(),
         }
     }

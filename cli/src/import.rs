@@ -249,6 +249,7 @@ fn container(writer: &Writer<'_>, source: &Source, progress: &ProgressBar) -> Re
         match member {
             Member::Image(name) => files.add(name, content)?,
             Member::Dump(name) => files.add(name, content)?,
+            Member::Log => files.add(dump::LOG, content)?,
             Member::Content(_, image) => {
                 let mut tar = decompressed(content).map_err(ArchiveError::Read)?;
                 files.add(&format!("{IMAGES}/{image}"), &mut tar)?;

@@ -250,6 +250,13 @@ pub(crate) fn paths(pid: i32) -> Result<BTreeMap<String, PathBuf>, TaskError> {
     Ok(paths)
 }
 
+/// The processes in the cgroup with these directories; none where it is gone.
+pub(crate) fn processes(cgroups: &BTreeMap<String, PathBuf>) -> Vec<i32> {
+    let procs = cgroups.get("memory").or_else(|| cgroups.get("")).map(|cgroup| cgroup.join("cgroup.procs"));
+    let pids = procs.and_then(|procs| std::fs::read_to_string(procs).ok()).unwrap_or_default();
+    pids.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// The directories of cgroup `path` in hierarchies without controllers, where the OCI runtime puts a container as
 /// well: named ones (`name=systemd`), and the v2 one of a hybrid host. Empty on a pure v2 host.
 fn without_controllers(path: &Path) -> Result<Vec<PathBuf>, TaskError> {

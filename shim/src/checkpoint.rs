@@ -31,6 +31,7 @@ use crate::network::interfaces;
 use crate::pod::Pod;
 use crate::reaper::Exits;
 use crate::rewrite::open_dir;
+use crate::rootfs::Way;
 use crate::state::State;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 
@@ -166,6 +167,7 @@ fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Resu
                 thawed.refreeze()?;
             }
             crate::linked::refuse(images)?;
+            crate::threads::write(&cgroups, images).map_err(|e| format!("cannot note its threads: {e}"))?;
             // Now files that have lost the name under which they are open have the one that the images give them.
             crate::volumes::save(&container.spec, images)?;
         }
@@ -282,9 +284,12 @@ fn write_network(pid: i32, images: &Path) -> std::io::Result<()> {
     std::fs::write(images.join(dump::NETWORK), json)
 }
 
-/// A restored container's snapshot holds only what it wrote since; what it came with goes along as a file, and what it
-/// wrote since as another one.
+/// On an overlay a restored container's snapshot holds only what it wrote since; what it came with goes along as a file,
+/// and what it wrote since as another one. Any other snapshot holds all, and containerd compares it with the image.
 fn layers(container: &Container, images: &Path) -> Result<(), String> {
+    if container.layer() != Some(Way::Attached) {
+        return Ok(());
+    }
     let Some(prepared) = container.restored() else { return Ok(()) };
     let Some(rootfs) = prepared.source.dir.rootfs() else { return Ok(()) };
     let upper = crate::rootfs::upper_directory(&container.bundle.join("rootfs")).map_err(|e| full(&e))?;

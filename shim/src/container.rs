@@ -16,7 +16,7 @@ use crate::oom::Kills;
 use crate::process::Process;
 use crate::restore::Prepared;
 use crate::restoring::Restoring;
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Rootfs, Way};
 
 /// A container of this pod.
 pub(crate) struct Container {
@@ -160,9 +160,19 @@ impl Container {
 
     /// The restore that it lives on; none for one that was to be restored and started normally instead.
     pub(crate) fn restored(&self) -> Option<&Arc<Prepared>> {
-        let attached = self.rootfs.lock().unwrap_or_else(PoisonError::into_inner);
-        let attached = attached.as_ref().is_some_and(Rootfs::has_layer);
-        self.prepared.as_ref().filter(|_| attached)
+        self.prepared.as_ref().filter(|_| self.layer().is_some())
+    }
+
+    /// How the checkpoint's writable layer came into its root file system, if there is one.
+    pub(crate) fn layer(&self) -> Option<Way> {
+        self.rootfs.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Rootfs::layer)
+    }
+
+    /// Leaves the layer there: the restore holds.
+    pub(crate) fn keep_layer(&self) {
+        if let Some(rootfs) = self.rootfs.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            rootfs.keep_layer();
+        }
     }
 
     /// Notes the pager of a restore that holds.

@@ -36,7 +36,7 @@ impl Images {
             mount.ext_key.is_some() || mount.mountpoint == "/dev" || mount.mountpoint.starts_with("/dev/")
         });
         self.frozen.mounts.shrink_to_fit();
-        self.frozen.threads = Vec::new();
+        (self.frozen.threads, self.frozen.seccomp) = (Vec::new(), None);
     }
 }
 
@@ -133,6 +133,7 @@ impl Images {
             network_key,
             pid_key,
             own: own_namespaces(&ids, inventory.root_ids().as_ref()),
+            seccomp: spec.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
             threads: claims(&dir, &pstree.tasks, &names)?,
             stdio: container.stdio().map_err(|e| ImagesError::Dump(crate::error::full(&e)))?,
             terminal,

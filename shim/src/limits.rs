@@ -34,9 +34,7 @@ const KINDS: [Kind; 16] = [
 /// Gives all processes of the container the OOM score of `spec`, and takes from them what limits it does not allow.
 /// All are there, with `init` among them, and none has run yet; `criu` is in the same cgroups.
 pub(crate) fn apply(spec: &Spec, cgroups: &BTreeMap<String, PathBuf>, init: Option<i32>, criu: i32) {
-    let procs = cgroups.get("memory").or_else(|| cgroups.get("")).map(|cgroup| cgroup.join("cgroup.procs"));
-    let pids = procs.and_then(|procs| std::fs::read_to_string(procs).ok()).unwrap_or_default();
-    let pids: Vec<i32> = pids.lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid != criu).collect();
+    let pids: Vec<i32> = crate::cgroup::processes(cgroups).into_iter().filter(|pid| *pid != criu).collect();
     set_oom_scores(spec, init, &pids);
     let allowed = allowed(spec);
     for pid in pids {

@@ -18,10 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::checkpoint::container_log::Written;
 use ::checkpoint::plan::Plan;
 use ::checkpoint::record::Verb;
 use criu_rpc::{Event, ManageCgroups, Namespace, RestoreOptions, Swrk, Tcp};
-use log::info;
+use log::{info, warn};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::runtime::Handle;
@@ -30,6 +31,7 @@ use crate::cgroup::{Cgroup, cgroup_path};
 use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::filling::Started;
+use crate::old_log::old_log;
 use crate::reaper::Exits;
 use crate::reopen::reopen;
 use crate::rewrite::{Workspace, rewrite};
@@ -37,7 +39,7 @@ use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::stopwatch::Stopwatch;
 use crate::volumes::{Filled, FilledFrom};
-use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, untar};
+use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, threads, untar};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -95,20 +97,20 @@ pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>
     };
     let done = job.await;
     container.restoring.end();
-    let Resumed { pid, criu, terminal } =
+    let Resumed { pid, criu, terminal, written } =
         done.map_err(|e| TaskError::Io { what: "run the restore".into(), source: e.into() })??;
     prepared.stopwatch.next("CRIU: leaving");
     // CRIU shares the container's cgroup until it has gone.
     criu_exits.of(criu).await;
     prepared.stopwatch.next("connecting the streams");
     let attached = match terminal {
-        Some(master) => attach_terminal(master, &container.init).await,
-        None => stdio.attach(&container.init),
+        Some(master) => attach_terminal(master, &container.init, written.stdout).await,
+        None => stdio.attach(&container.init, written),
     };
     if let Err(e) = attached {
         // It runs and is known to runc, which undoes it as a whole.
         if let Err(undo) = container.oci.delete(true).await {
-            log::warn!("cannot undo the restore of container {}: {undo}", container.id);
+            warn!("cannot undo the restore of container {}: {undo}", container.id);
         }
         return Err(e);
     }
@@ -123,12 +125,16 @@ struct Resumed {
     criu: i32,
     /// The master of the container's terminal.
     terminal: Option<OwnedFd>,
+    /// What the new log begins with.
+    written: Written,
 }
 
 /// The blocking part.
 fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<Resumed, TaskError> {
     let started = Instant::now();
     let Prepared { source, plan, stopwatch, .. } = prepared;
+    let noted = source.dir.state().map_err(prepared.failed("reading what was noted of its processes"))?;
+    let written = old_log(source, noted.frozen).map_err(prepared.failed("reading its log"))?;
     stopwatch.next("starting CRIU, and preparing images, mount points, volumes and the pager beside it");
     let descriptors = stdio.each_ref().map(describe);
     let rootfs = container.bundle.join("rootfs");
@@ -173,6 +179,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
             if matches!(event, Event::PreResume) {
                 // All tasks are there and none has run yet.
                 limits::apply(&container.spec, &cgroups, init, criu);
+                threads::apply(&noted.threads, &cgroups);
             }
             if let Event::OrphanPtsMaster(master) = event {
                 terminal = Some(master);
@@ -184,6 +191,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
     make_known(container, prepared, restored.pid, &cgroups, &descriptors, pager)?;
     cgroup.keep();
     workspace.keep();
+    container.keep_layer();
     filled.into_iter().for_each(Filled::keep);
     let in_criu = started.elapsed().saturating_sub(prepared_in);
     let steps = [("preparing", prepared_in), ("CRIU", in_criu)];
@@ -194,7 +202,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
         prepare_ms = millis(prepared_in), criu_ms = millis(in_criu);
         "restored"
     );
-    Ok(Resumed { pid: restored.pid, criu, terminal })
+    Ok(Resumed { pid: restored.pid, criu, terminal, written })
 }
 
 /// What is there when CRIU is.

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The container's root file system: the snapshot that containerd names, mounted at `<bundle>/rootfs`, with the
-//! checkpoint's writable layer as one more overlay lower layer on top of the image's. Nothing is copied.
+//! checkpoint's writable layer on it. On an overlay that is one more lower layer on top of the image's, and nothing is
+//! copied. Other snapshots are all the container's own: there the layer is laid onto what the image has.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use ::checkpoint::layer::{Laid, lay};
 use containerd_shim_protos::types::mount::Mount;
-use log::warn;
+use log::{info, warn};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
-use crate::error::TaskError;
+use crate::error::{TaskError, full};
+use crate::rewrite::open_dir;
 use crate::{idmap, implied};
 
 /// A checkpoint's writable layer.
@@ -20,12 +24,23 @@ pub(crate) struct Layer<'a> {
     pub(crate) implied: &'a [String],
 }
 
+/// How a checkpoint's writable layer came to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// It is a layer of the overlay: what the container writes lies above it.
+    Attached,
+    /// Its files lie among the image's.
+    Laid,
+}
+
 /// A mounted root file system; unmounted on drop.
 #[derive(Debug)]
 pub(crate) struct Rootfs {
     target: PathBuf,
     mounted: bool,
-    layered: bool,
+    layer: Option<Way>,
+    /// Takes the layer away again, until the restore holds.
+    laid: Option<Laid>,
 }
 
 impl Rootfs {
@@ -34,7 +49,7 @@ impl Rootfs {
     /// No mounts at all means that the root file system is already in the bundle.
     ///
     /// # Errors
-    /// When the snapshot is no overlay though there is a layer to attach, or when the kernel refuses.
+    /// When the kernel refuses, or the layer cannot be laid onto the snapshot.
     pub(crate) async fn mount(
         mounts: &[Mount],
         target: PathBuf,
@@ -50,10 +65,13 @@ impl Rootfs {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
             Ok(()) | Err(_) => {}
         }
-        let mut rootfs = Self { target: target.clone(), mounted: false, layered: layer.is_some() };
+        // Some snapshotters mount each of the image's layers before the overlay.
+        let way = if mounts.iter().any(is_overlay) { Way::Attached } else { Way::Laid };
+        let mut rootfs =
+            Self { target: target.clone(), mounted: false, layer: layer.map(|_| way), laid: None };
         for mount in mounts {
             let mut mount = mount.clone();
-            if let Some(layer) = layer {
+            if let Some(layer) = layer.filter(|_| is_overlay(&mount)) {
                 let options = with_lower(&mount, layer.path).map_err(failed)?;
                 implied::create(&mount.options, layer.implied).map_err(failed)?;
                 mount.options = options;
@@ -69,12 +87,26 @@ impl Rootfs {
             // CRIU takes this mount as the root of the restored tree: nothing may propagate out of it.
             mount_change(&target, MountPropagationFlags::PRIVATE).map_err(|e| failed(e.into()))?;
         }
+        match (layer, way) {
+            (Some(layer), Way::Laid) => rootfs.laid = Some(onto(&target, layer).await.map_err(failed)?),
+            (Some(_), Way::Attached) => {
+                info!("the checkpoint's writable layer is attached to the overlay at {}", target.display());
+            }
+            (None, _) => {}
+        }
         Ok(rootfs)
     }
 
-    /// Whether a checkpoint's writable layer is attached.
-    pub(crate) fn has_layer(&self) -> bool {
-        self.layered
+    /// How a checkpoint's writable layer came to be there, if one did.
+    pub(crate) fn layer(&self) -> Option<Way> {
+        self.layer
+    }
+
+    /// Leaves the layer where it was laid: the restore holds.
+    pub(crate) fn keep_layer(&mut self) {
+        if let Some(Err(e)) = self.laid.take().map(Laid::keep) {
+            warn!("cannot remove what the checkpoint's layer replaced at {}: {e}", self.target.display());
+        }
     }
 
     /// Where it is mounted.
@@ -85,6 +117,7 @@ impl Rootfs {
 
 impl Drop for Rootfs {
     fn drop(&mut self) {
+        drop(self.laid.take());
         if self.mounted {
             unmount_all(&self.target);
         }
@@ -117,15 +150,31 @@ pub(crate) fn upper_directory(target: &Path) -> std::io::Result<PathBuf> {
     })
 }
 
+/// Lays `layer` onto the snapshot that is mounted at `target`.
+async fn onto(target: &Path, layer: Layer<'_>) -> std::io::Result<Laid> {
+    let (from, to) = (open_dir(layer.path), open_dir(target));
+    let (from, to) = (from.map_err(std::io::Error::other)?, to.map_err(std::io::Error::other)?);
+    let (implied, shown) = (layer.implied.to_vec(), target.display().to_string());
+    let lay = move || {
+        let laid = lay(from.as_fd(), to, &implied).map_err(|e| std::io::Error::other(full(&e)))?;
+        info!(
+            "the checkpoint's writable layer is laid onto the snapshot at {shown}: {} bytes by reflink, {} copied",
+            laid.shared, laid.copied
+        );
+        Ok(laid)
+    };
+    tokio::task::spawn_blocking(lay).await.map_err(std::io::Error::other)?
+}
+
+fn is_overlay(mount: &Mount) -> bool {
+    mount.type_ == "overlay"
+}
+
 /// The overlay options of `mount` with `layer` as the uppermost lower layer. Pure.
 fn with_lower(mount: &Mount, layer: &Path) -> std::io::Result<Vec<String>> {
     let lower = mount.options.iter().position(|option| option.starts_with("lowerdir="));
-    let (true, Some(at)) = (mount.type_ == "overlay", lower) else {
-        return Err(std::io::Error::other(format!(
-            "the snapshot is a {} mount and the checkpoint's writable layer can only be attached to an overlay: \
-             use the overlayfs snapshotter for this runtime",
-            mount.type_
-        )));
+    let Some(at) = lower else {
+        return Err(std::io::Error::other("the overlay's options name no lower directories"));
     };
     let layer = layer.to_str().filter(|path| !path.contains([':', ',', '\\'])).ok_or_else(|| {
         std::io::Error::other(format!("{} cannot stand in overlay options", layer.display()))
@@ -165,10 +214,9 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_is_no_overlay_is_refused() {
-        let mount = Mount { type_: "bind".into(), ..Default::default() };
-        let error = with_lower(&mount, Path::new("/layer")).unwrap_err();
-        assert!(error.to_string().contains("overlayfs snapshotter"), "{error}");
+    fn an_overlay_without_lower_directories_is_refused() {
+        let error = with_lower(&overlay(&["upperdir=/u"]), Path::new("/layer")).unwrap_err();
+        assert!(error.to_string().contains("no lower directories"), "{error}");
     }
 
     #[test]

@@ -4,13 +4,17 @@
 //! The process never gets a fifo itself: a fifo is a file outside the container, which CRIU could not dump.
 
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::process;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use ::checkpoint::container_log::Written;
 use async_trait::async_trait;
 use containerd_shim::asynchronous::io::Pty;
 use runc::io::{IoOption, PipedIo};
 use runc::{Command, Io, Pipe};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe;
 
 use crate::console::ConsoleSocket;
@@ -74,7 +78,7 @@ impl Wiring {
     pub(crate) async fn attach(self, process: &Process) -> Result<(), TaskError> {
         match self {
             Self::Pipes(pipes) => attach_pipes(&pipes.0, process),
-            Self::Terminal(socket) => attach_terminal(socket.receive().await?, process).await,
+            Self::Terminal(socket) => attach_terminal(socket.receive().await?, process, Vec::new()).await,
         }
     }
 }
@@ -120,11 +124,15 @@ fn attach_pipes(pipes: &PipedIo, process: &Process) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// Starts the copies of a terminal whose master was handed over.
+/// Starts the copies of a terminal whose master was handed over; `before` goes in front of what it shows.
 ///
 /// # Errors
 /// When containerd's fifos cannot be opened, or what is to log cannot be started.
-pub(crate) async fn attach_terminal(master: OwnedFd, process: &Process) -> Result<(), TaskError> {
+pub(crate) async fn attach_terminal(
+    master: OwnedFd,
+    process: &Process,
+    before: Vec<u8>,
+) -> Result<(), TaskError> {
     let (stdio, io) = (&process.stdio, process.io());
     let failed = |e| TaskError::shim("open containerd's terminal fifos", e);
     let console = std::fs::File::from(master);
@@ -135,7 +143,7 @@ pub(crate) async fn attach_terminal(master: OwnedFd, process: &Process) -> Resul
     }
     match &process.log {
         Log::Fifos if stdio.stdout.is_empty() => {}
-        Log::Fifos => io.copy_to_fifo(pty, &stdio.stdout).map_err(failed)?,
+        Log::Fifos => io.copy_to_fifo(After { before, at: 0, rest: pty }, &stdio.stdout).map_err(failed)?,
         Log::File(path) => process.set_logging(Logging::file(path, [pty])?),
         Log::Binary(program) => process.set_logging(Logging::program_of_terminal(program, pty).await?),
     }
@@ -167,11 +175,11 @@ impl RestoredStdio {
     }
 
     /// Starts the copies, once the process runs: the end of a copy closes the fifo, and with it the log of the program
-    /// that starts where a restore has failed.
+    /// that starts where a restore has failed. What was `written` before goes in front.
     ///
     /// # Errors
     /// When containerd's fifos cannot be opened.
-    pub(crate) fn attach(self, process: &Process) -> Result<(), TaskError> {
+    pub(crate) fn attach(self, process: &Process, written: Written) -> Result<(), TaskError> {
         let (stdio, io) = (&process.stdio, process.io());
         let failed = |e| TaskError::shim("open containerd's stdio fifos", e);
         let watched = |e| TaskError::Io { what: "watch a stdio pipe".into(), source: e };
@@ -180,13 +188,43 @@ impl RestoredStdio {
             io.copy_from_fifo(&stdio.stdin, pipe::Sender::from_owned_fd(to).map_err(watched)?)
                 .map_err(failed)?;
         }
-        for (from, path) in [(stdout, &stdio.stdout), (stderr, &stdio.stderr)] {
+        for (from, path, before) in
+            [(stdout, &stdio.stdout, written.stdout), (stderr, &stdio.stderr, written.stderr)]
+        {
             if let Some(from) = from {
-                io.copy_to_fifo(pipe::Receiver::from_owned_fd(from).map_err(watched)?, path)
-                    .map_err(failed)?;
+                let rest = pipe::Receiver::from_owned_fd(from).map_err(watched)?;
+                io.copy_to_fifo(After { before, at: 0, rest }, path).map_err(failed)?;
             }
         }
         Ok(())
+    }
+}
+
+/// A stream after something that is in memory until it has been read.
+struct After<R> {
+    before: Vec<u8>,
+    at: usize,
+    rest: R,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for After<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let unread = self.before.get(self.at..).unwrap_or_default();
+        if unread.is_empty() {
+            return Pin::new(&mut self.rest).poll_read(cx, buffer);
+        }
+        let part = unread.get(..buffer.remaining()).unwrap_or(unread);
+        buffer.put_slice(part);
+        self.at = self.at.saturating_add(part.len());
+        if self.at == self.before.len() {
+            // The copy lives as long as the container.
+            (self.before, self.at) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -207,4 +245,21 @@ fn stream(fifo: &str, is_input: bool, owner: (u32, u32)) -> Result<(OwnedFd, Opt
     rustix::fs::fchown(&read, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
         .map_err(TaskError::io("give a stdio pipe to the container's user"))?;
     Ok(if is_input { (read, Some(write)) } else { (write, Some(read)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_before_is_read_first_and_then_let_go_of() {
+        let before = vec![b'a'; 100_000];
+        let mut stream = After { before, at: 0, rest: &b"rest"[..] };
+        let mut read = Vec::new();
+        stream.read_to_end(&mut read).await.unwrap();
+        assert_eq!((read.len(), &read[99_998..]), (100_004, &b"aarest"[..]));
+        assert_eq!(stream.before.capacity(), 0);
+    }
 }

@@ -12,7 +12,8 @@ use std::path::Path;
 
 use thaw_tests::harness::checks::{self, Checks};
 use thaw_tests::harness::pods::RESTORE;
-use thaw_tests::harness::{HarnessError, Need, Node, Tested};
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, until};
+use thaw_tests::kubelet::logs::LogLine;
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::state::PodState;
 
@@ -129,5 +130,63 @@ async fn open_files_that_are_not_as_they_were_are_named_all_at_once() -> Tested 
     assert!(!message.contains("same"), "{message}");
     node.remove(&node.kubelet.find(&node.namespace, "after")?).await?;
     drop((config, host));
+    node.leave().await
+}
+
+/// Numbers on both streams, each line the next one.
+const NUMBERS: &str = "import sys, time\n\
+    number = 0\n\
+    while True:\n\
+    \x20   print(number, flush=True)\n\
+    \x20   print(number, file=sys.stderr, flush=True)\n\
+    \x20   number += 1\n\
+    \x20   time.sleep(0.005)";
+
+/// The numbers of a stream, which must follow each other from 0 on; how many there are.
+fn follow(lines: &[LogLine], stream: &str) -> usize {
+    let numbers: Vec<usize> =
+        lines.iter().filter(|line| line.stream == stream).map(|line| line.text.parse().unwrap()).collect();
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "{stream}");
+    numbers.len()
+}
+
+#[tokio::test]
+async fn the_log_of_the_old_pod_goes_on_in_the_new_one_where_it_says_so() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let pod = |name: &str| {
+        let pod = node.counter_pod(name, 1)?.with_containers(|container| {
+            container.command = ["python3", "-c", NUMBERS].map(str::to_owned).to_vec();
+        });
+        Ok::<_, HarnessError>(pod)
+    };
+    let more_than = async |state: &PodState, number: usize| {
+        let enough = async || {
+            let lines = node.kubelet.logs(state, "")?;
+            Ok((lines.len() > number).then_some(lines))
+        };
+        until("lines in its log", enough).await
+    };
+    let mut state = node.run(pod("life-0")?).await?;
+    let mut lines = more_than(&state, 200).await?;
+    for life in 1..=2 {
+        let imported = node.freeze_into_store(&state).await?;
+        // It goes on, and what it says then is not part of the checkpoint.
+        let then = node.kubelet.logs(&state, "")?.len();
+        more_than(&state, then + 100).await?;
+        node.remove(&state).await?;
+        let again = pod(&format!("life-{life}"))?.annotated(RESTORE, &imported.reference());
+        state = node.run(again.annotated("thaw.dev/log", "continue")).await?;
+        let restored = more_than(&state, lines.len() + 200).await?;
+        assert!(follow(&restored, "stdout") > 100 && follow(&restored, "stderr") > 100);
+        lines = restored;
+        if life == 2 {
+            let new = pod("without")?.annotated(RESTORE, &imported.reference());
+            let new = node.run(new).await?;
+            let first = more_than(&new, 1).await?;
+            assert_ne!(first[0].text, "0", "without the annotation the log begins anew");
+            node.remove(&new).await?;
+        }
+    }
+    node.remove(&state).await?;
     node.leave().await
 }

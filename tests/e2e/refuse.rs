@@ -313,6 +313,47 @@ async fn each_claim_is_refused_by_itself() -> Tested {
     node.leave().await
 }
 
+#[tokio::test]
+async fn a_seccomp_filter_may_allow_no_more_than_the_new_pods_profile() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let folder = std::path::Path::new("/var/lib/kubelet/seccomp");
+    std::fs::create_dir_all(folder).unwrap();
+    let file = folder.join("refuse.json");
+    let denied = |names: &str| {
+        let profile = format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{{"names": [{names}], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}}]}}"#
+        );
+        std::fs::write(&file, profile).unwrap();
+    };
+    let with = |name: &str, context: &str| {
+        let context = security_context(context);
+        let pod = node.shell_pod(name, "while :; do sleep 1; done")?;
+        Ok::<_, HarnessError>(
+            pod.with_containers(move |container| container.security_context = context.clone()),
+        )
+    };
+    let local = "seccompProfile: {type: Localhost, localhostProfile: refuse.json}";
+    denied(r#""mkdir", "mkdirat""#);
+    let state = node.run(with("before", local)?).await?;
+    let imported = node.freeze_into_store(&state).await?;
+    node.remove(&state).await?;
+
+    denied(r#""mkdir", "mkdirat", "unlink", "unlinkat""#);
+    let pod = with("after", local)?.annotated(RESTORE, &imported.reference());
+    refused(&node, pod, &["shell", &imported.id, "allows unlink, unlinkat, which"]).await?;
+    let pod = with("default", "seccompProfile: {type: RuntimeDefault}")?;
+    let pod = pod.annotated(RESTORE, &imported.reference());
+    refused(&node, pod, &["shell", &imported.id, "calls that it does not name"]).await?;
+
+    // What allows more fits, and what runs keeps the filter that it had.
+    denied(r#""mkdir""#);
+    let state = node.run(with("wider", local)?.annotated(RESTORE, &imported.reference())).await?;
+    node.remove(&state).await?;
+    std::fs::remove_file(&file).unwrap();
+    node.leave().await
+}
+
 fn security_context(context: &str) -> thaw_tests::kubelet::pod_spec::ContainerSecurityContext {
     serde_yaml_ng::from_str(&format!("{{{context}}}")).unwrap()
 }

@@ -85,6 +85,7 @@ fn every_bad_value_is_refused_with_key_value_and_what_is_allowed() {
         ("thaw.dev/address", "move", "rewrite or keep"),
         ("thaw.dev/tcp", "established", "auto, keep or close"),
         ("thaw.dev/memory", "soon", "eager or lazy"),
+        ("thaw.dev/log", "old", "new or continue"),
         ("thaw.dev/volumes", "a/b", "separated by commas"),
         ("thaw.dev/volumes", "Scratch", "emptyDir"),
     ] {
@@ -97,17 +98,18 @@ fn every_bad_value_is_refused_with_key_value_and_what_is_allowed() {
 fn sockets_connections_and_volumes_have_defaults_and_are_read() {
     let options = parse(&[("thaw.dev/restore", "latest")]).unwrap();
     assert_eq!((options.address(), options.tcp()), (Address::Rewrite, TcpConnections::Auto));
-    assert_eq!(options.memory(), None);
+    assert_eq!((options.memory(), options.log()), (None, Log::New));
     assert!(options.volumes().is_empty());
     let options = parse(&[
         ("thaw.dev/address", "keep"),
         ("thaw.dev/tcp", "keep"),
         ("thaw.dev/memory", "lazy"),
+        ("thaw.dev/log", "continue"),
         ("thaw.dev/volumes", "scratch, cache,scratch"),
     ])
     .unwrap();
     assert_eq!((options.address(), options.tcp()), (Address::Keep, TcpConnections::Keep));
-    assert_eq!(options.memory(), Some(Memory::Lazy));
+    assert_eq!((options.memory(), options.log()), (Some(Memory::Lazy), Log::Continue));
     assert_eq!(options.volumes().iter().collect::<Vec<_>>(), ["cache", "scratch"]);
     assert_eq!(parse(&[("thaw.dev/tcp", "close")]).unwrap().tcp(), TcpConnections::Close);
     assert!(parse(&[("thaw.dev/volumes", " ")]).unwrap().volumes().is_empty());

@@ -5,19 +5,18 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use sha2::{Digest, Sha256};
 use tar::{Entry, EntryType};
 
+use super::attributes::Attributes;
 use super::upper::Upper;
-use super::{
-    Existing, Form, OPAQUE, PAX_XATTR, WHITEOUT, above, carried_xattr, existing, plain_path, sparse,
-};
+use super::{Existing, Form, OPAQUE, WHITEOUT, above, existing, plain_path, sparse};
 use crate::beneath;
 use crate::manifest::Rootfs;
 
@@ -261,7 +260,7 @@ impl<'a> Layer<'a> {
         let read = |source| ApplyError::Read { last: PathBuf::new(), source };
         let attributes = Attributes::of(entry).map_err(read)?;
         let top = self.upper.open_dir(Path::new("")).map_err(failed)?;
-        attributes.set(&top, OsStr::new("."), EntryType::Directory).map_err(failed)
+        attributes.set(&top, OsStr::new("."), FileType::Directory).map_err(failed)
     }
 
     fn unpack<R: Read>(
@@ -302,10 +301,18 @@ impl<'a> Layer<'a> {
             // Another name of a file whose attributes are set.
             Some(_) if link.is_some() => Ok(()),
             Some(parent) => {
-                if entry.header().entry_type().is_dir() {
+                let entry = entry.header().entry_type();
+                let kind = if entry.is_dir() {
+                    FileType::Directory
+                } else if entry.is_symlink() {
+                    FileType::Symlink
+                } else {
+                    FileType::RegularFile
+                };
+                if kind.is_dir() {
                     self.times.push((path.to_owned(), attributes.time));
                 }
-                attributes.set(&parent, name, entry.header().entry_type()).map_err(failed)
+                attributes.set(&parent, name, kind).map_err(failed)
             }
         }
     }
@@ -422,66 +429,4 @@ fn device<R: Read>(entry: &Entry<'_, R>) -> io::Result<u64> {
     let header = entry.header();
     let (major, minor) = (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
     Ok(rustix::fs::makedev(major, minor))
-}
-
-/// Everything of an entry but its name, type and content.
-struct Attributes {
-    owner: (Uid, Gid),
-    mode: Mode,
-    time: Timespec,
-    xattrs: Vec<(String, Vec<u8>)>,
-}
-
-impl Attributes {
-    fn of<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<Self> {
-        let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "owner"));
-        let header = entry.header();
-        let owner = (Uid::from_raw(id(header.uid()?)?), Gid::from_raw(id(header.gid()?)?));
-        let mode = Mode::from_raw_mode(header.mode()? & 0o7777);
-        let seconds = i64::try_from(header.mtime()?).unwrap_or(0);
-        let mut attributes =
-            Self { owner, mode, time: Timespec { tv_sec: seconds, tv_nsec: 0 }, xattrs: Vec::new() };
-        for record in entry.pax_extensions()?.into_iter().flatten() {
-            let record = record?;
-            match record.key() {
-                Ok("mtime") => {
-                    attributes.time = record.value().ok().and_then(parse_time).unwrap_or(attributes.time);
-                }
-                Ok(key) => {
-                    if let Some(name) = key.strip_prefix(PAX_XATTR).filter(|name| carried_xattr(name)) {
-                        attributes.xattrs.push((name.to_owned(), record.value_bytes().to_owned()));
-                    }
-                }
-                Err(_) => {}
-            }
-        }
-        Ok(attributes)
-    }
-
-    /// Owner first: changing it takes set-user-id bits and capabilities away.
-    fn set(&self, parent: &OwnedFd, name: &OsStr, kind: EntryType) -> io::Result<()> {
-        rustix::fs::chownat(parent, name, Some(self.owner.0), Some(self.owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
-        for (key, value) in &self.xattrs {
-            let path = beneath::proc_path(parent.as_fd(), name);
-            match rustix::fs::lsetxattr(path, key.as_str(), value, XattrFlags::empty()) {
-                Ok(()) => {}
-                Err(error) => return Err(io::Error::other(format!("attribute {key}: {error}"))),
-            }
-        }
-        if kind != EntryType::Symlink {
-            rustix::fs::chmodat(parent, name, self.mode, AtFlags::empty())?;
-        }
-        if kind != EntryType::Directory {
-            let times = Timestamps { last_access: self.time, last_modification: self.time };
-            rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        Ok(())
-    }
-}
-
-/// `1700000000.123456789`, as in a PAX record.
-fn parse_time(text: &str) -> Option<Timespec> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits = fraction.chars().chain("000000000".chars()).take(9).collect::<String>();
-    Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: digits.parse().ok()? })
 }

@@ -223,7 +223,7 @@ pub(super) fn is_opaque(dir: impl AsFd) -> io::Result<bool> {
 }
 
 /// Removes whatever has this name; links are removed, not followed.
-fn remove(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+pub(super) fn remove(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::ISDIR) => std::fs::remove_dir_all(beneath::proc_path(dir, name)),

@@ -11,12 +11,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Stat, statat};
 use tar::{Builder, EntryType, Header};
 
+use super::attributes::xattrs;
 use super::upper::is_opaque;
-use super::{DEPTH_MAX, Existing, Form, OPAQUE, PAX_XATTR, WHITEOUT, carried_xattr, existing};
+use super::{DEPTH_MAX, Existing, Form, OPAQUE, PAX_XATTR, WHITEOUT, existing};
 use crate::beneath;
-
-/// The longest list of attribute names, and the longest value, in bytes. Source: limits.h, XATTR_LIST_MAX.
-const XATTR_MAX: usize = 65536;
 
 /// The layer cannot be packed.
 #[derive(Debug, thiserror::Error)]
@@ -201,26 +199,7 @@ fn records(dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<Vec<(St
         let time = format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec);
         records.push(("mtime".to_owned(), time.into_bytes()));
     }
-    let path = beneath::proc_path(dir, name);
-    let mut list = vec![0; XATTR_MAX];
-    let length = match rustix::fs::llistxattr(&path, list.as_mut_slice()) {
-        Ok(length) => length,
-        Err(rustix::io::Errno::OPNOTSUPP) => 0,
-        Err(error) => return Err(error.into()),
-    };
-    let names = list.get(..length).unwrap_or_default().split(|byte| *byte == 0);
-    for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
-        if matches!(name, "trusted.overlay.redirect" | "trusted.overlay.metacopy") {
-            return Err(io::Error::other(format!(
-                "it has the attribute {name}, so its content lies elsewhere"
-            )));
-        }
-        if carried_xattr(name) {
-            let mut value = vec![0; XATTR_MAX];
-            let length = rustix::fs::lgetxattr(&path, name, value.as_mut_slice())?;
-            value.truncate(length);
-            records.push((format!("{PAX_XATTR}{name}"), value));
-        }
-    }
+    let carried = xattrs(dir, name)?.into_iter();
+    records.extend(carried.map(|(key, value)| (format!("{PAX_XATTR}{key}"), value)));
     Ok(records)
 }

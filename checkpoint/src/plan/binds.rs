@@ -66,7 +66,8 @@ fn stranger<'a>(group: &[&'a FrozenMount]) -> Option<(&'a FrozenMount, &'a Froze
 
 fn may_share(base: &FrozenMount, other: &FrozenMount) -> bool {
     if base.mountpoint == "/" {
-        return false;
+        // Where the root file system is no overlay, volumes may lie on the same disk; they are set apart.
+        return is_volume(other);
     }
     // What hides a file is the container's own /dev/null.
     if let Some(key) = &other.ext_key {
@@ -93,16 +94,20 @@ fn is_empty_lid(mount: &FrozenMount) -> bool {
     mount.root == "/" && mount.flags & READ_ONLY != 0 && only_hides(Path::new(&mount.mountpoint))
 }
 
-/// Of two equally restricted views of one volume CRIU leaves the second as free as its source: it sets the flags of an
-/// external mount only where they differ from those of the mount that it could be bound from. These are to get a
-/// device number that no other mount has.
+/// Which mounts are to get a device number that no other one has. Of two equally restricted views of one volume CRIU
+/// leaves the second as free as its source: it sets the flags of an external mount only where they differ from those of
+/// the mount that it could be bound from. And a volume on the disk of the root file system is no view of that.
 pub(super) fn apart(mounts: &[FrozenMount]) -> Vec<u32> {
+    let root = mounts.iter().find(|mount| mount.mountpoint == "/").map(|mount| mount.root_dev);
     let mut seen = BTreeSet::new();
-    let volume = |mount: &&FrozenMount| {
-        mount.flags & RESTRICTED != 0 && mount.ext_key.as_deref().is_some_and(|key| key != NULL)
+    let view = |mount: &&FrozenMount| {
+        Some(mount.root_dev) == root || (mount.flags & RESTRICTED != 0 && !seen.insert(mount.root_dev))
     };
-    let views = mounts.iter().filter(volume).filter(|mount| !seen.insert(mount.root_dev));
-    views.map(|mount| mount.id).collect()
+    mounts.iter().filter(|mount| is_volume(mount)).filter(view).map(|mount| mount.id).collect()
+}
+
+fn is_volume(mount: &FrozenMount) -> bool {
+    mount.mountpoint != "/" && mount.ext_key.as_deref().is_some_and(|key| key != NULL)
 }
 
 fn unsafe_mount(mount: &FrozenMount, problem: String, advice: &'static str) -> Reason {

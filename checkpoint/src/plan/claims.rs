@@ -56,6 +56,11 @@ struct Allowed {
     confined: bool,
 }
 
+/// Whether a thread has a seccomp filter.
+pub(super) fn has_filter(claims: &Claims) -> bool {
+    claims.seccomp_mode == SECCOMP_FILTER
+}
+
 type CapabilitySet = fn(&LinuxCapabilities) -> &Option<oci_spec::runtime::Capabilities>;
 
 fn held(process: &Process, set: CapabilitySet) -> u64 {
@@ -120,7 +125,7 @@ impl Allowed {
         if self.no_new_privs && !claims.no_new_privs {
             faults.push(Held::NewPrivileges);
         }
-        if self.seccomp && claims.seccomp_mode != SECCOMP_FILTER {
+        if self.seccomp && !has_filter(claims) {
             faults.push(Held::NoSeccomp);
         }
         let unconfined = matches!(claims.lsm_profile.as_deref(), None | Some("" | "unconfined"));

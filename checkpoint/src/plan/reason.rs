@@ -215,6 +215,19 @@ pub enum Reason {
         /// The profile or label.
         profile: String,
     },
+    /// A seccomp filter that allows more than the new profile.
+    #[error(
+        "the container was frozen under a seccomp profile that allows {more}, which the new one does not: set `seccompProfile` as it was, or give the node the profile that it had"
+    )]
+    Seccomp {
+        /// The calls.
+        more: String,
+    },
+    /// Seccomp filters that the programs themselves have set.
+    #[error(
+        "the container was frozen without a seccomp profile, and the new one has one: set `seccompProfile` as it was"
+    )]
+    SeccompOwn,
     /// A socket is bound to an address of the old pod, and there is none in its place.
     #[error("a socket was bound to the pod's address {address}, {}", if *keep {
         "which thaw.dev/address: keep wants back and the new pod does not have"

@@ -101,6 +101,7 @@ fn frozen() -> Frozen {
         network_key: Some("extRootNetNS".into()),
         pid_key: None,
         own: OwnNamespaces { network: true, pid: true, ipc: true, uts: true, user: false },
+        seccomp: serde_json::from_value(spec()["linux"]["seccomp"].clone()).unwrap(),
         threads: vec![thread()],
         stdio: ["/dev/null", "pipe:[1]", "pipe:[2]"].map(|name| Some(name.to_owned())),
         terminal: false,
@@ -275,8 +276,8 @@ fn mounts_of_one_file_system_must_be_those_that_runtimes_make() {
             frozen.mounts[first].root_dev = frozen.mounts[second].root_dev;
         });
     };
-    // The root with a volume, a lid with a volume, /dev with /sys, a lid with /dev, /proc with the root.
-    for (first, second) in [(4, 0), (7, 5), (2, 3), (7, 2), (1, 0)] {
+    // A lid with a volume, /dev with /sys, a lid with /dev, /proc with the root.
+    for (first, second) in [(7, 5), (2, 3), (7, 2), (1, 0)] {
         shared(first, second);
     }
     let lid = |frozen: &mut Frozen| {
@@ -293,6 +294,15 @@ fn mounts_of_one_file_system_must_be_those_that_runtimes_make() {
     });
     let views = |frozen: &mut Frozen| frozen.mounts[5].root_dev = frozen.mounts[4].root_dev;
     allowed(|frozen, _| views(frozen));
+}
+
+#[test]
+fn volumes_on_the_disk_of_the_root_file_system_are_set_apart() {
+    let mut frozen = frozen();
+    for volume in [4, 5] {
+        frozen.mounts[volume].root_dev = frozen.mounts[0].root_dev;
+    }
+    assert_eq!(run(&frozen, &spec(), &host()).unwrap().apart, [5, 6]);
 }
 
 #[test]

@@ -16,6 +16,17 @@ async fn a_failed_restore_becomes_a_normal_start_where_the_pod_says_so() {
 }
 
 #[tokio::test]
+async fn a_failed_restore_on_a_snapshot_without_layers_becomes_a_normal_start() {
+    let Some(node) = Node::new().await else { return };
+    let pod = Pod::new(&node).await;
+    Images::new().publish(&node);
+    node.criu("init sleep 1000\nreply error 5\nexit 1");
+    let mut bundle = pod.container("c1", "latest").annotate("thaw.dev/if-failed", "start");
+    bundle.without_layers(&node);
+    starts_fresh(&pod, bundle).await;
+}
+
+#[tokio::test]
 async fn a_restore_that_cannot_hold_becomes_a_normal_start_where_the_pod_says_so() {
     let Some(node) = Node::new().await else { return };
     let pod = Pod::new(&node).await;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is refused at Create, before anything is made.
 
-use crate::pod::{FRESH, Pod, RESTORE, fail_to_create, name, says, starts_fresh};
+use crate::pod::{FRESH, Pod, RESTORE, fail_to_create, fail_to_start, name, says, starts_fresh};
 use crate::support::bundle::Bundle;
 use crate::support::checkpoint::Images;
 use crate::support::node::Node;
@@ -70,20 +70,33 @@ async fn a_restore_that_cannot_hold_is_refused_with_every_reason() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_takes_no_layer_is_refused() {
+async fn a_snapshot_without_layers_is_as_it_was_after_a_refusal() {
+    let Some(node) = Node::new().await else { return };
+    let pod = Pod::new(&node).await;
+    Images::new().with_capabilities(1 << 21).publish(&node);
+    let mut bundle = pod.container("c1", "latest");
+    let snapshot = bundle.without_layers(&node);
+    fail_to_create(&pod, &bundle).await;
+    assert_eq!(names(&snapshot), ["etc", "from-image", "proc"]);
+}
+
+#[tokio::test]
+async fn a_snapshot_without_layers_is_as_it_was_after_a_restore_that_failed() {
     let Some(node) = Node::new().await else { return };
     let pod = Pod::new(&node).await;
     Images::new().publish(&node);
+    node.criu("exit 1");
     let mut bundle = pod.container("c1", "latest");
-    let lower = node.path("snapshots/c1/lower").display().to_string();
-    bundle.mounts[0].type_ = "bind".into();
-    bundle.mounts[0].source = lower;
-    bundle.mounts[0].options = vec!["rbind".into(), "rw".into()];
-    let before = pod.shim.traces(&bundle);
-    let fault = pod.shim.create(&bundle).await.unwrap_err();
-    says(&fault, &["overlayfs snapshotter"]);
-    pod.shim.is_as_before(&bundle, &before).await;
-    pod.goes_on().await;
+    let snapshot = bundle.without_layers(&node);
+    fail_to_start(&pod, bundle).await;
+    assert_eq!(names(&snapshot), ["etc", "from-image", "proc"]);
+}
+
+fn names(dir: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 #[tokio::test]

@@ -54,6 +54,52 @@ async fn a_restored_container_answers_to_everything() {
 }
 
 #[tokio::test]
+async fn onto_a_snapshot_without_layers_the_checkpoints_files_are_laid() {
+    let Some(node) = Node::new().await else { return };
+    let pod = Pod::new(&node).await;
+    Images::new().publish(&node);
+    node.criu("init sleep 1000\nnotify post-restore\nreply ok");
+    let mut bundle = pod.container("c1", "latest");
+    let snapshot = bundle.without_layers(&node);
+    pod.shim.run(&bundle).await;
+    assert!(bundle.read("from-image").is_some() && bundle.read("from-checkpoint").is_some());
+    assert!(!snapshot.join(".thaw-aside").exists());
+    pod.shim.kill("c1", "", 9).await.unwrap();
+    pod.shim.wait("c1", "").await.unwrap();
+    pod.shim.delete("c1", "").await.unwrap();
+    assert!(snapshot.join("from-checkpoint").exists(), "the snapshot is containerd's to remove");
+}
+
+#[tokio::test]
+async fn the_old_log_goes_in_front_where_the_pod_says_so() {
+    let Some(node) = Node::new().await else { return };
+    let pod = Pod::new(&node).await;
+    let mut images = Images::new();
+    let log = "2026-01-01T00:00:01Z stdout F one\n2026-01-01T00:00:02Z stderr F err\n2026-01-01T00:00:03Z stdout P tw\n\
+               no log line\n2026-01-01T00:00:09Z stdout F after the freeze\n";
+    images.files.insert("container.log".into(), log.into());
+    images.files.insert(
+        "checkpoint/thaw-state.json".into(),
+        br#"{"frozen": "2026-01-01T00:00:05Z", "threads": {}}"#.to_vec(),
+    );
+    node.criu("init echo o; exec sleep 1000\nnotify post-restore\nreply ok");
+    for (id, value, expected) in [("c1", "continue", "one\ntwo\n"), ("c2", "new", "o\n")] {
+        // The same one would not be restored twice into one pod.
+        images.clone().publish(&node);
+        let mut bundle = pod.container(id, "latest").annotate("thaw.dev/log", value);
+        let (_stdin, (mut stdout, mut stderr)) = (bundle.with_input(), bundle.with_output());
+        pod.shim.run(&bundle).await;
+        stdout.expect(expected).await;
+        if value == "continue" {
+            stderr.expect("err\n").await;
+        }
+        pod.shim.kill(id, "", 9).await.unwrap();
+        pod.shim.wait(id, "").await.unwrap();
+        pod.shim.delete(id, "").await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_restored_process_that_dies_at_once_is_started_before_it_exits() {
     let Some(node) = Node::new().await else { return };
     let pod = Pod::new(&node).await;

@@ -139,6 +139,15 @@ impl Bundle {
         fs::read_to_string(self.dir.join("rootfs").join(path)).ok()
     }
 
+    /// The same with a snapshot that is all the container's own, as the snapshotter `native` makes it; returns where.
+    pub(crate) fn without_layers(&mut self, node: &Node) -> PathBuf {
+        let own = node.path("snapshots").join(&self.id).join("lower");
+        let options = vec!["rbind".into(), "rw".into()];
+        let source = own.display().to_string();
+        self.mounts = vec![Mount { type_: "bind".into(), source, options, ..Default::default() }];
+        own
+    }
+
     /// Where a restore works.
     pub(crate) fn restore_dir(&self) -> PathBuf {
         self.dir.join("restore")

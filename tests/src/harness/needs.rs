@@ -28,6 +28,12 @@ pub enum Need {
     Image(&'static str),
     /// A GPU of NVIDIA's, with what freezes its memory.
     Gpu,
+    /// Memory in huge pages that nobody uses.
+    HugePages,
+    /// AppArmor in the kernel, and a runtime that confines containers by it.
+    AppArmor,
+    /// `SELinux` in the kernel, and a runtime that labels containers.
+    Selinux,
     /// thaw's package, and a machine to install it on.
     Package,
     /// systemd as the init, and the runtime under the systemd cgroup driver.
@@ -81,6 +87,17 @@ impl Need {
             Self::Package => {
                 Err("there is no machine to install on here; scripts/vm test install has one".into())
             }
+            Self::HugePages => match std::fs::read_to_string("/proc/meminfo").unwrap_or_default() {
+                memory if memory.lines().any(|line| free_huge_pages(line) >= 8) => Ok(()),
+                _ => Err("the machine has no huge pages to spare (vm.nr_hugepages)".into()),
+            },
+            Self::AppArmor => {
+                let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+                module("AppArmor", enabled.is_ok_and(|text| text.trim() == "Y"), "disable_apparmor = false")
+            }
+            Self::Selinux => {
+                module("SELinux", Path::new("/sys/fs/selinux/enforce").exists(), "enable_selinux = true")
+            }
             Self::CgroupV2 => match cgroup::hierarchies() {
                 Ok(found) if found == [Path::new("/sys/fs/cgroup")] => Ok(()),
                 Ok(_) => {
@@ -91,4 +108,22 @@ impl Need {
             },
         }
     }
+}
+
+/// `HugePages_Free:        8`
+fn free_huge_pages(line: &str) -> u64 {
+    let number = line.strip_prefix("HugePages_Free:").and_then(|rest| rest.trim().parse().ok());
+    number.unwrap_or_default()
+}
+
+/// A security module that the kernel has, and that containerd's configuration says to use.
+fn module(name: &str, in_kernel: bool, setting: &str) -> Result<(), String> {
+    let configuration = std::fs::read_to_string("/etc/containerd/config.toml").unwrap_or_default();
+    if !in_kernel {
+        return Err(format!("the kernel has no {name}"));
+    }
+    if configuration.lines().any(|line| line.trim() == setting) {
+        return Ok(());
+    }
+    Err(format!("containerd does not use {name} here: {setting} is not in its configuration"))
 }

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pods to freeze and to resume; a test changes what it is about.
 
-use super::{HarnessError, Node};
+use super::{HarnessError, Node, process};
 use crate::kubelet::error::KubeletError;
 use crate::kubelet::pod_check::PodError;
 use crate::kubelet::pod_spec::{Container, EnvVar, Pod, Probe};
 
 /// The runtime handler under test.
 pub const HANDLER: &str = "thaw";
+/// The same with root file systems that are no overlay.
+pub const NATIVE: &str = "thaw-native";
 /// The annotation that names a checkpoint.
 pub const RESTORE: &str = "thaw.dev/restore";
 
@@ -15,6 +17,26 @@ pub const RESTORE: &str = "thaw.dev/restore";
 const WORKLOADS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads");
 
 impl Node {
+    /// Unpacks the images of the tests for [`NATIVE`].
+    ///
+    /// # Errors
+    /// When containerd does not.
+    pub fn unpack_for_native(&self) -> Result<(), HarnessError> {
+        for image in ["pause", "python"] {
+            let name = format!("thaw.local/{image}:1");
+            let ctr = |arguments: &[&str]| {
+                process::output("ctr", &[&["--namespace", "k8s.io", "images"], arguments].concat())
+            };
+            // Mounting it is what unpacks it.
+            let folder = format!("/var/tmp/{}", self.namespace);
+            std::fs::create_dir(&folder).map_err(|source| HarnessError::file("make", &folder, source))?;
+            ctr(&["mount", "--snapshotter", "native", &name, &folder])?;
+            ctr(&["unmount", "--rm", "--snapshotter", "native", &folder])?;
+            std::fs::remove_dir(&folder).map_err(|source| HarnessError::file("remove", &folder, source))?;
+        }
+        Ok(())
+    }
+
     /// A pod with one container, `counter`, that counts and holds this many megabytes.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
-use super::pods::RESTORE;
+use super::pods::{HANDLER, NATIVE, RESTORE};
 use super::process_state::{self, ProcessState};
 use super::{HarnessError, Need, Node};
 use crate::kubelet::http::{self, GetError};
@@ -40,6 +40,7 @@ pub struct Verdicts {
 #[derive(Debug)]
 pub struct Group {
     name: &'static str,
+    handlers: [&'static str; ROUNDS + 1],
     verdicts: OnceCell<Result<Option<Verdicts>, String>>,
 }
 
@@ -47,7 +48,13 @@ impl Group {
     /// The group of `workloads/fidelity/NAME.py`.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
-        Self { name, verdicts: OnceCell::const_new() }
+        Self::under(name, [HANDLER; ROUNDS + 1])
+    }
+
+    /// The same, each life of the pod under one of these runtime handlers.
+    #[must_use]
+    pub const fn under(name: &'static str, handlers: [&'static str; ROUNDS + 1]) -> Self {
+        Self { name, handlers, verdicts: OnceCell::const_new() }
     }
 
     /// The verdicts; `None` where the machine lacks what the group needs, of which a line is printed.
@@ -55,7 +62,10 @@ impl Group {
     /// # Errors
     /// When the pod could not be run, frozen or restored; the same for each test.
     pub async fn verdicts(&self) -> Result<Option<&Verdicts>, HarnessError> {
-        let done = self.verdicts.get_or_init(|| async { run(self.name).await.map_err(|e| chain(&e)) }).await;
+        let done = self
+            .verdicts
+            .get_or_init(|| async { run(self.name, self.handlers).await.map_err(|e| chain(&e)) })
+            .await;
         match done {
             Ok(Some(verdicts)) => Ok(Some(verdicts)),
             Ok(None) => {
@@ -107,21 +117,25 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn run(group: &str) -> Result<Option<Verdicts>, HarnessError> {
+async fn run(group: &str, handlers: [&str; ROUNDS + 1]) -> Result<Option<Verdicts>, HarnessError> {
     let Some(node) = Node::enter(&[Need::Criu, Need::Thaw, Need::Shim]).await else { return Ok(None) };
-    let mut state = node.run(pod(&node, group, "life-0")?).await?;
+    if handlers.contains(&NATIVE) {
+        node.unpack_for_native()?;
+    }
+    let [first, later @ ..] = handlers;
+    let mut state = node.run(pod(&node, group, "life-0")?.under(first)).await?;
     let set_up = ask(&state, "/", SET_UP).await?;
     let failed: Vec<_> = set_up.iter().filter(|(_, said)| *said != OK).collect();
     if !failed.is_empty() {
         return Err(HarnessError::answer("rows that could not be set up", format!("{failed:?}")));
     }
     let mut verdicts = Verdicts { rounds: Vec::new(), differences: Vec::new() };
-    for round in 1..=ROUNDS {
+    for (round, handler) in (1..).zip(later) {
         let before = look(&node, &state).await?;
         let imported = node.freeze_into_store(&state).await?;
         node.remove(&state).await?;
         let again = pod(&node, group, &format!("life-{round}"))?.annotated(RESTORE, &imported.reference());
-        state = node.run(again).await?;
+        state = node.run(again.under(handler)).await?;
         verdicts.differences.push(process_state::differences(&before, &look(&node, &state).await?));
         verdicts.rounds.push(ask(&state, "/verify", VERIFY).await?);
     }

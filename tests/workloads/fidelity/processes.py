@@ -317,6 +317,39 @@ def nice_and_scheduling():
 
 
 @row
+def affinity():
+    """A process that keeps to one processor, and a thread of it that keeps to another one if there is one."""
+    mine, other = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    numbers = []
+
+    def thread():
+        os.sched_setaffinity(0, {other})
+        numbers.append(threading.get_native_id())
+        threading.Event().wait()
+
+    threading.Thread(target=thread, daemon=True).start()
+    eventually(lambda: numbers)
+    free = child(lambda: None)
+    everything = os.sched_getaffinity(free)
+    os.sched_setaffinity(0, {mine})
+    look = lambda: (os.sched_getaffinity(0), os.sched_getaffinity(numbers[0]), os.sched_getaffinity(free))
+    same(({mine}, {other}, everything), look())
+    while True:
+        yield
+        same(({mine}, {other}, everything), look())
+
+
+@row
+def timer_slack():
+    """PR_SET_TIMERSLACK."""
+    prctl(29, 123456)
+    look = lambda: libc.prctl(30, *[ctypes.c_ulong(0)] * 4)
+    while True:
+        yield
+        same(123456, look())
+
+
+@row
 def resource_limits():
     """Soft and hard limits that the program has lowered."""
     for kind, soft, hard in [(resource.RLIMIT_NOFILE, 300, 400), (resource.RLIMIT_CORE, 0, 0),

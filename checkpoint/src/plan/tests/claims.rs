@@ -73,6 +73,21 @@ fn no_new_privs_and_seccomp_must_be_kept() {
 }
 
 #[test]
+fn a_seccomp_filter_may_allow_no_more_than_the_new_profile() {
+    let open = json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+    refused("allows calls that it does not name, which", |frozen, _| {
+        frozen.seccomp = serde_json::from_value(open.clone()).unwrap();
+    });
+    allowed(|_, spec| spec["linux"]["seccomp"] = open.clone());
+    // The filter is the program's own.
+    refused("frozen without a seccomp profile", |frozen, _| frozen.seccomp = None);
+    allowed(|frozen, spec| {
+        frozen.seccomp = None;
+        drop(spec["linux"].as_object_mut().unwrap().remove("seccomp"));
+    });
+}
+
+#[test]
 fn equal_claims_of_many_threads_are_one_reason() {
     refused("12 threads, the first of process 3 (py\\nthon3),", |frozen, _| {
         let thread = Claims { pid: 3, comm: "py\nthon3".into(), seccomp_mode: 0, ..thread() };
