@@ -23,7 +23,7 @@ use crate::manifest::{Container, File};
 use crate::store::CheckpointDir;
 
 /// The folder of the CRIU images.
-const IMAGES: &str = "checkpoint";
+pub(crate) const IMAGES: &str = "checkpoint";
 /// Images that every checkpoint of CRIU has. Source: CRIU images/README, criu/image-desc.c.
 const REQUIRED: [&str; 3] =
     ["checkpoint/inventory.img", "checkpoint/pstree.img", "checkpoint/descriptors.json"];

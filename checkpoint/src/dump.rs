@@ -37,7 +37,7 @@ pub const DELETED_FILES: &str = "deleted.files";
 pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
 
 /// `config.dump`, as containerd, CRI-O and Podman all write it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConfigDump {
     /// The container's id.
@@ -45,14 +45,19 @@ pub struct ConfigDump {
     /// The container's name; under CRI-O and Podman not the one in the pod's spec.
     pub name: String,
     /// The image's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rootfs_image_name: Option<String>,
     /// The image's id, or its name, by producer.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rootfs_image: Option<String>,
     /// Name and digest, or the image's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rootfs_image_ref: Option<String>,
     /// The OCI runtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
     /// When it was frozen, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpointed_time: Option<String>,
 }
 

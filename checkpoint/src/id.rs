@@ -4,6 +4,7 @@
 //! Invariant: comparing two ids as text compares their times, so `latest` is the greatest name in a directory.
 
 use std::fmt;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,16 @@ impl CheckpointId {
             time.millisecond()
         );
         Self { text, time }
+    }
+
+    /// The id of a checkpoint taken at `now`, which no other one has.
+    ///
+    /// # Errors
+    /// When the kernel gives no random number.
+    pub fn unique(now: OffsetDateTime) -> io::Result<Self> {
+        let mut random = [0; 2];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
+        Ok(Self::new(now, u16::from_ne_bytes(random)))
     }
 
     /// When the checkpoint was taken, UTC, in whole milliseconds.

@@ -25,12 +25,14 @@ use rustix::fs::{AtFlags, FileType, statat};
 
 mod apply;
 mod attributes;
+mod copy;
 mod lay;
 mod sparse;
 mod upper;
 mod write;
 
 pub use apply::{ApplyError, Conflict, Stack, empty, fill, fill_tmpfs};
+pub use copy::{CopyError, copy};
 pub use lay::{Laid, LayError, lay};
 pub use write::{WriteLayerError, write, write_content};
 

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod annotation;
+pub mod ask;
 mod beneath;
 pub mod config;
 pub mod container_dir;

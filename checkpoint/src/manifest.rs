@@ -64,7 +64,7 @@ pub struct Container {
     /// The OCI runtime it ran under, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-    /// Who wrote the archive.
+    /// Who froze it.
     pub producer: Producer,
     /// When it was frozen (UTC), where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
@@ -86,7 +86,7 @@ pub struct Image {
     pub reference: Option<String>,
 }
 
-/// Who wrote the archive that a container came from.
+/// Who froze a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Producer {
@@ -96,6 +96,8 @@ pub enum Producer {
     CriO,
     /// Podman.
     Podman,
+    /// thaw itself, without an archive.
+    Thaw,
     /// A producer of a later release.
     #[serde(other)]
     Unknown,

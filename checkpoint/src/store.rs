@@ -36,7 +36,7 @@ pub use resolve::{CheckpointDir, ResolveError};
 pub use write::{ContainerWriter, WriteError, Writer};
 
 /// Directories that are not (or no longer) checkpoints have names that begin so.
-const TEMPORARY: &str = ".tmp-";
+pub const TEMPORARY: &str = ".tmp-";
 
 /// The checkpoints that this node can see.
 #[derive(Debug)]

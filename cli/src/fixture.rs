@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tar::{Builder, EntryType, Header};
 
-use crate::import::{Import, ImportError, Imported};
+use crate::import::{Import, ImportError};
+use crate::made::Made;
 use crate::store::StoreArguments;
 
 /// A tar in memory.
@@ -152,11 +153,11 @@ impl Fixture {
     }
 
     /// What `import` does with archives of this content.
-    pub(crate) fn import(&self, archives: &[&[u8]]) -> Result<Imported, ImportError> {
+    pub(crate) fn import(&self, archives: &[&[u8]]) -> Result<Made, ImportError> {
         self.import_as(archives, Import::default())
     }
 
-    pub(crate) fn import_as(&self, archives: &[&[u8]], import: Import) -> Result<Imported, ImportError> {
+    pub(crate) fn import_as(&self, archives: &[&[u8]], import: Import) -> Result<Made, ImportError> {
         let paths = archives
             .iter()
             .enumerate()

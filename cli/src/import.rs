@@ -16,13 +16,13 @@ use checkpoint::manifest::{self, Container, Image, Manifest, Pod};
 use checkpoint::store::{ListError, Store, WriteError, Writer};
 use checkpoint::{CheckpointId, Lineage};
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use serde::Serialize;
+use indicatif::{ProgressBar, ProgressStyle};
 use time::OffsetDateTime;
 
 use crate::archive::{Archive, ArchiveError, IMAGES, Member, Survey};
 use crate::compression::decompressed;
 use crate::identity::Identity;
+use crate::made::Made;
 use crate::store::{StoreArguments, StoreError};
 
 /// Put archives of the kubelet, CRI-O or Podman into the store, as one checkpoint
@@ -48,17 +48,6 @@ pub(crate) struct Import {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) store: StoreArguments,
-}
-
-/// What was imported.
-#[derive(Debug, Serialize)]
-pub(crate) struct Imported {
-    pub(crate) namespace: String,
-    pub(crate) lineage: String,
-    pub(crate) id: String,
-    pub(crate) path: PathBuf,
-    pub(crate) bytes: u64,
-    pub(crate) containers: Vec<String>,
 }
 
 /// Nothing was imported.
@@ -105,23 +94,11 @@ struct Source {
 impl Import {
     /// Imports, and prints what.
     pub(crate) fn run(&self, out: &mut dyn Write) -> Result<(), ImportError> {
-        let imported = self.import()?;
-        let Imported { namespace, lineage, id, bytes, containers, .. } = &imported;
-        if self.json {
-            let json = serde_json::to_string(&imported).map_err(|error| ImportError::Print(error.into()))?;
-            return writeln!(out, "{json}").map_err(ImportError::Print);
-        }
-        let size = HumanBytes(*bytes);
-        let printed = writeln!(out, "{namespace}/{lineage}/{id}").and_then(|()| out.flush());
-        if io::stderr().is_terminal() {
-            // A comment for people; scripts take the line above.
-            let _ = writeln!(io::stderr(), "imported {} ({size})", containers.join(", "));
-        }
-        printed.map_err(ImportError::Print)
+        self.import()?.print("imported", self.json, out).map_err(ImportError::Print)
     }
 
     /// Imports.
-    pub(crate) fn import(&self) -> Result<Imported, ImportError> {
+    pub(crate) fn import(&self) -> Result<Made, ImportError> {
         if !rustix::process::geteuid().is_root() {
             return Err(ImportError::NotRoot);
         }
@@ -130,7 +107,7 @@ impl Import {
         let store = self.store.create()?;
         store.clean()?;
         let created = OffsetDateTime::now_utc();
-        let id = CheckpointId::new(frozen.unwrap_or(created), random()?);
+        let id = CheckpointId::unique(frozen.unwrap_or(created)).map_err(ImportError::Random)?;
         let progress = progress(&sources);
         let imported = write(&store, &sources, &pod, (id, created), &progress);
         progress.finish_and_clear();
@@ -209,7 +186,7 @@ fn write(
     pod: &Pod,
     (id, created): (CheckpointId, OffsetDateTime),
     progress: &ProgressBar,
-) -> Result<Imported, ImportError> {
+) -> Result<Made, ImportError> {
     let writer = store.begin(&pod.namespace, &pod.lineage, id.clone())?;
     let mut containers = BTreeMap::new();
     for source in sources {
@@ -219,14 +196,7 @@ fn write(
         Manifest { version: manifest::VERSION, id, created, pod: pod.clone(), containers, host: None };
     progress.set_message("waiting for the disk");
     let path = writer.publish(&manifest)?;
-    Ok(Imported {
-        namespace: manifest.pod.namespace.clone(),
-        lineage: manifest.pod.lineage.to_string(),
-        id: manifest.id.to_string(),
-        path,
-        bytes: manifest.bytes(),
-        containers: manifest.containers.into_keys().collect(),
-    })
+    Ok(Made::of(&manifest, path))
 }
 
 /// Writes one container.
@@ -352,13 +322,6 @@ fn named(what: &'static str, value: String) -> Result<String, ImportError> {
     } else {
         Err(ImportError::Name { what, value })
     }
-}
-
-fn random() -> Result<u16, ImportError> {
-    let mut bytes = [0; 2];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(ImportError::Random)?;
-    Ok(u16::from_ne_bytes(bytes))
 }
 
 /// A bar on standard error, where that is a terminal.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `thaw`, the command that people type: looks after the checkpoints that pods resume from.
 //!
-//! One module for each verb. It works on the store and on the node's configuration; what runs is the business of the shim.
+//! One module for each verb. It works on the store and on the node's configuration; what runs is the business of the shim,
+//! which `checkpoint` asks.
 //! Exit status: 0 done, 1 failed (the reason is on standard error), 2 the command line makes no sense.
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod archive;
+mod bundles;
+mod checkpoint;
 mod completions;
 mod compression;
 #[cfg(test)]
@@ -20,6 +23,7 @@ mod identity;
 mod import;
 mod inspect;
 mod list;
+mod made;
 mod man;
 mod memory;
 mod name;
@@ -32,7 +36,8 @@ mod trace;
 /// Resume Kubernetes pods from where they were frozen.
 ///
 /// A pod that runs under the RuntimeClass `thaw` and has the annotation `thaw.dev/restore` goes on from a checkpoint
-/// in this node's store. This command puts checkpoints into the store, shows them, and takes them away.
+/// in this node's store. This command freezes pods into the store, brings archives into it, shows checkpoints, and takes
+/// them away.
 #[derive(Debug, Parser)]
 #[command(name = "thaw", version, propagate_version = true)]
 struct Command {
@@ -42,6 +47,7 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Checkpoint(checkpoint::Checkpoint),
     Import(import::Import),
     List(list::List),
     Inspect(inspect::Inspect),
@@ -62,6 +68,7 @@ fn main() -> ExitCode {
 fn run(verb: &Verb) -> Result<(), Box<dyn Error>> {
     let mut out = io::stdout().lock();
     match verb {
+        Verb::Checkpoint(checkpoint) => checkpoint.run(&mut out)?,
         Verb::Import(import) => import.run(&mut out)?,
         Verb::List(list) => list.run(&mut out)?,
         Verb::Inspect(inspect) => inspect.run(&mut out)?,

@@ -37,6 +37,12 @@ impl StoreArguments {
         Ok(Store::create(&self.config()?)?)
     }
 
+    /// Where new checkpoints go.
+    pub(crate) fn first_root(&self) -> Result<PathBuf, StoreError> {
+        // A configuration has one at least.
+        Ok(self.config()?.roots.into_iter().next().unwrap_or_default())
+    }
+
     /// Whoever works on the store names namespaces outright: none is searched in place of another.
     fn config(&self) -> Result<Config, StoreError> {
         let config = match &self.root {

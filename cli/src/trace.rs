@@ -3,16 +3,12 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use checkpoint::trace::Trace as Restored;
 use clap::Args;
 
-/// Where containerd keeps its bundles: a node's own, and that of RKE2 and k3s. Source: containerd `state` in config.toml.
-const STATES: [&str; 2] = ["/run/containerd", "/run/k3s/containerd"];
-/// Below it, a directory for each namespace of containerd with one for each task.
-/// Source: containerd `core/runtime/v2`, plugin io.containerd.runtime.v2.task.
-const BUNDLES: &str = "io.containerd.runtime.v2.task";
+use crate::bundles::{Ambiguous, PodArguments};
 
 /// Show where the time of a pod's restore went, step by step
 ///
@@ -20,18 +16,14 @@ const BUNDLES: &str = "io.containerd.runtime.v2.task";
 /// container runs. A pod has a trace as long as it exists and one of its containers was restored.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Trace {
-    /// The pod, with its namespace where pods of several namespaces have the name
-    #[arg(value_name = "[NAMESPACE/]POD")]
-    pub(crate) pod: String,
+    #[command(flatten)]
+    pub(crate) pod: PodArguments,
     /// Print JSON
     #[arg(long, conflicts_with = "svg")]
     pub(crate) json: bool,
     /// Draw the timeline into this file, as SVG
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
-    /// containerd's state directory [default: /run/containerd and /run/k3s/containerd]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state: Option<PathBuf>,
 }
 
 /// There is nothing to show.
@@ -42,8 +34,8 @@ pub(crate) enum TraceError {
          has the annotation thaw.dev/restore"
     )]
     None(String),
-    #[error("pods of several namespaces are called {0}: name one of {1}")]
-    Several(String, String),
+    #[error(transparent)]
+    Several(#[from] Ambiguous),
     #[error("cannot read the trace in {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
     #[error("cannot write {}", .0.display())]
@@ -70,41 +62,19 @@ impl Trace {
 
     /// Those of the pod's containers that were restored.
     fn find(&self) -> Result<Vec<Restored>, TraceError> {
-        let states = self
-            .state
-            .as_ref()
-            .map_or_else(|| STATES.map(PathBuf::from).to_vec(), |state| vec![state.clone()]);
-        let (namespace, pod) = match self.pod.split_once('/') {
-            Some((namespace, pod)) => (Some(namespace), pod),
-            None => (None, self.pod.as_str()),
-        };
         let mut found = Vec::new();
-        for bundle in states.iter().flat_map(|state| bundles(state)) {
+        for bundle in self.pod.bundles() {
             // One that goes away meanwhile has none.
             let trace = Restored::read(&bundle).map_err(|e| TraceError::Read(bundle, e))?;
-            found.extend(
-                trace.filter(|trace| trace.pod == pod && namespace.is_none_or(|it| trace.namespace == it)),
-            );
+            found.extend(trace.filter(|trace| self.pod.names(&trace.namespace, &trace.pod)));
         }
-        found.sort_by(|a, b| (&a.namespace, &a.container).cmp(&(&b.namespace, &b.container)));
-        let mut namespaces: Vec<&str> = found.iter().map(|trace| trace.namespace.as_str()).collect();
-        namespaces.dedup();
-        match namespaces.as_slice() {
-            [] => Err(TraceError::None(self.pod.clone())),
-            [_] => Ok(found),
-            several => {
-                let names: Vec<String> =
-                    several.iter().map(|namespace| format!("{namespace}/{pod}")).collect();
-                Err(TraceError::Several(self.pod.clone(), names.join(", ")))
-            }
+        self.pod.one(found.iter().map(|trace| trace.namespace.as_str()))?;
+        if found.is_empty() {
+            return Err(TraceError::None(self.pod.pod.clone()));
         }
+        found.sort_by(|a, b| a.container.cmp(&b.container));
+        Ok(found)
     }
-}
-
-fn bundles(state: &Path) -> Vec<PathBuf> {
-    let entries =
-        |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries(state.join(BUNDLES)).flat_map(entries).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "nobody reads so many digits")]
@@ -179,9 +149,16 @@ fn escaped(words: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use checkpoint::trace::Step;
 
     use super::*;
+    use crate::bundles::BUNDLES;
+
+    fn pod(pod: &str, state: &Path) -> PodArguments {
+        PodArguments { pod: pod.to_owned(), state: Some(state.to_owned()) }
+    }
 
     fn node(restored: &[(&str, &str, &str)]) -> tempfile::TempDir {
         let state = tempfile::tempdir().unwrap();
@@ -202,9 +179,9 @@ mod tests {
         state
     }
 
-    fn run(state: &Path, pod: &str, json: bool) -> Result<String, TraceError> {
+    fn run(state: &Path, name: &str, json: bool) -> Result<String, TraceError> {
         let mut out = Vec::new();
-        let trace = Trace { pod: pod.to_owned(), json, svg: None, state: Some(state.to_owned()) };
+        let trace = Trace { pod: pod(name, state), json, svg: None };
         trace.run(&mut out).map(|()| String::from_utf8(out).unwrap())
     }
 
@@ -236,12 +213,7 @@ mod tests {
     fn the_timeline_is_as_long_as_the_restore_and_names_are_no_markup() {
         let state = node(&[("n", "p", "main")]);
         let svg = state.path().join("p.svg");
-        let trace = Trace {
-            pod: "p".into(),
-            json: false,
-            svg: Some(svg.clone()),
-            state: Some(state.path().to_owned()),
-        };
+        let trace = Trace { pod: pod("p", state.path()), json: false, svg: Some(svg.clone()) };
         trace.run(&mut Vec::new()).unwrap();
         let svg = std::fs::read_to_string(svg).unwrap();
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));

@@ -7,6 +7,7 @@
 //! Source: containerd 2.1 client/task.go, Checkpoint: Resume is called with the context that has ended.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use containerd_shim_protos::events::task::TaskResumed;
 use log::{debug, warn};
@@ -48,5 +49,34 @@ impl Drop for Asker {
                 Err(e) => debug!("container {} is not resumed: {e}", container.id),
             }
         });
+    }
+}
+
+/// Whoever asks for a checkpoint of the whole pod. That is thawed by whoever froze it, who looks at times whether anybody
+/// still waits.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting(Arc<AtomicBool>);
+
+/// Tells whether nobody waits any more.
+#[derive(Debug, Clone)]
+pub(crate) struct Gone(Arc<AtomicBool>);
+
+impl Waiting {
+    /// What tells of its end.
+    pub(crate) fn gone(&self) -> Gone {
+        Gone(self.0.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Gone {
+    /// Whether nobody waits any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
     }
 }

@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::bpf::{Instruction, attach_device_filter};
 use crate::device_filter;
 use crate::error::TaskError;
+use crate::freezer::Freezer;
 
 /// Where hierarchies are mounted. Source: cgroups(7), and what systemd, runc and kubelet take for granted.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -117,6 +118,12 @@ impl Cgroup {
         for pid in pids.iter().filter_map(|pid| Pid::from_raw(pid.as_raw())) {
             // Gone already is as good.
             let _ = kill_process(pid, Signal::KILL);
+        }
+        // A frozen cgroup v1 does not let its tasks die.
+        if let Some(freezer) = pids.first().and_then(|pid| Freezer::of_process(pid.as_raw()))
+            && let Err(e) = freezer.thaw()
+        {
+            log::debug!("cannot thaw {}: {e}", freezer.cgroup().display());
         }
         pids.len()
     }

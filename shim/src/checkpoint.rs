@@ -2,7 +2,7 @@
 //! Task.Checkpoint: freezes a container into CRIU images, over CRIU's RPC, for ordinary and restored containers
 //! alike. The directory stays flat: containerd's archive takes plain files only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,9 @@ use crate::pod::Pod;
 use crate::reaper::Exits;
 use crate::rewrite::open_dir;
 use crate::rootfs::Way;
+use crate::source::identity;
 use crate::state::State;
+use crate::volumes::Saved;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 
 /// How long a dump may take. This only bounds a hang; it is bound by the disk, some 10 s per 1 GB on slow ones.
@@ -63,7 +65,7 @@ pub(crate) async fn checkpoint(
     if let Some(filling) = container.filling() {
         // CRIU dumps what is there.
         filling.filled().await.map_err(|e| TaskError::Checkpoint {
-            container: container.id.clone(),
+            container: name(container),
             step: "waiting for its memory",
             reason: full(&e),
         })?;
@@ -75,7 +77,8 @@ pub(crate) async fn checkpoint(
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let (dumped, exit) = (container.clone(), options.exit);
     let frozen = blocking(move || {
-        freeze(&dumped, &images, &work, exit).inspect_err(|_| {
+        let dump = Dump { container: &dumped, images: &images, work: &work, exit, settled: false };
+        freeze(&dump).inspect_err(|_| {
             crate::abandoned::put_right(dumped.init.pid(), dumped.init.state() == State::Paused);
         })
     })
@@ -111,74 +114,138 @@ fn decode(options: Option<&Any>) -> Result<CheckpointOptions, TaskError> {
 }
 
 /// The blocking part; returns CRIU's pid.
-fn freeze(container: &Container, images: &Path, work: &Path, exit: bool) -> Result<i32, TaskError> {
+fn freeze(dump: &Dump<'_>) -> Result<i32, TaskError> {
+    let Dump { container, images, .. } = dump;
     let started = Instant::now();
-    let failed = |step: &'static str| {
-        move |e: String| TaskError::Checkpoint { container: container.id.clone(), step, reason: e }
-    };
-    let pid = container.init.pid();
-    let mounts = ProcFs::new(pid)
-        .and_then(|process| process.mountinfo())
-        .map_err(|e| failed("reading its mounts")(full(&e)))?;
-    let cgroups = crate::cgroup::paths(pid)?;
-
-    let mut options = DumpOptions::new(pid, open_dir(images)?, open_dir(work)?);
-    options.root = Some(container.bundle.join("rootfs"));
-    options.leave_running = !exit;
-    options.tcp = Tcp::Established;
-    // Connections that the program has not accepted yet are its peers' alone; they find out by a reset.
-    options.tcp_skip_in_flight = true;
-    options.file_locks = true;
-    options.link_remap = true;
-    options.ghost_limit = Some(DELETED_LIMIT);
-    options.ext_unix_sk = true;
-    options.shell_job = container.init.stdio.terminal;
-    options.orphan_pts_master = true;
-    // As runc dumps: what other tools restore from these images needs the properties of the cgroups.
-    options.manage_cgroups = ManageCgroups::Soft;
-    options.freeze_cgroup = Freezer::directory(&cgroups);
-    if let Some(cgroup) = &options.freeze_cgroup {
-        let found = crate::unfreezable::find(cgroup).map_err(|e| failed("looking at its files")(full(&e)))?;
-        if let Some(held) = found {
-            return Err(failed("looking at its files")(full(&held)));
-        }
-        let rootfs = container.bundle.join("rootfs");
-        options.irmap_scan_paths = crate::inotify::folders_to_search(cgroup, &rootfs, &mounts.0)
-            .map_err(|e| failed("looking for inotify watches")(full(&e)))?
-            .unwrap_or_default();
-    }
-    let thawed = settle(&mut options.freeze_cgroup).map_err(|e| failed("stopping it")(full(&e)))?;
-    let binds = bind_mountpoints(&container.spec, &container.bundle.join("rootfs"))
-        .map_err(|e| failed("finding its mounts")(full(&e)))?;
-    options.ext_mounts = external_mounts(&container.spec, &binds, &mounts.0);
-    options.external =
-        external_namespaces(&container.spec, pid).map_err(|e| failed("reading its namespaces")(full(&e)))?;
-
-    let criu = crate::source::criu().map_err(|e| failed("reading the configuration")(full(&e)))?;
-    let session = Swrk::new(criu).spawn().map_err(|e| failed("starting CRIU")(full(&e)))?;
-    let criu = session.pid();
-    write_network(pid, images).map_err(|e| failed("reading its network")(full(&e)))?;
-    write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
-    write_gpus(container, images).map_err(|e| failed("noting its GPUs")(full(&e)))?;
-    layers(container, images).map_err(failed("saving the writable layer"))?;
-    let on_event = &mut |event: Event| {
-        if matches!(event, Event::PostDump) {
-            if let Some(thawed) = &thawed {
-                thawed.refreeze()?;
-            }
-            crate::linked::refuse(images)?;
-            crate::threads::write(&cgroups, images).map_err(|e| format!("cannot note its threads: {e}"))?;
-            // Now files that have lost the name under which they are open have the one that the images give them.
-            crate::volumes::save(&container.spec, images)?;
-        }
-        Ok(())
-    };
-    session.dump(&options, DEADLINE, on_event).map_err(|e| failed("CRIU")(full(&e)))?;
+    layers(container, images).map_err(failed(container, "saving the writable layer"))?;
+    let criu = dump.run(&mut Saved::default())?;
     let steps = [("freezing", started.elapsed())];
     figures::done(Verb::Checkpoint, &container.spec, "frozen into a checkpoint", size(images), &steps);
-    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    info!(container = container.id.as_str(), pid = pid, elapsed_ms = ms; "checkpointed");
     Ok(criu)
+}
+
+/// Its name in the pod, or its id where it has none.
+pub(crate) fn name(container: &Container) -> String {
+    let annotations = container.spec.annotations().as_ref();
+    annotations.and_then(identity).map_or_else(|| container.id.clone(), |who| who.container.to_owned())
+}
+
+/// For `map_err` of a step that says why in words.
+pub(crate) fn failed(container: &Container, step: &'static str) -> impl FnOnce(String) -> TaskError {
+    move |reason| TaskError::Checkpoint { container: name(container), step, reason }
+}
+
+/// One container to be dumped by CRIU.
+pub(crate) struct Dump<'a> {
+    pub(crate) container: &'a Container,
+    /// The directory of its images.
+    pub(crate) images: &'a Path,
+    /// The directory of CRIU's log.
+    pub(crate) work: &'a Path,
+    /// Whether the processes end.
+    pub(crate) exit: bool,
+    /// Whether it is frozen in a way that CRIU can stop it, and was looked at, see [`look`].
+    pub(crate) settled: bool,
+}
+
+impl Dump<'_> {
+    /// Dumps it, with what there is in its volumes; what is in `saved` is not packed again. Blocks. Returns CRIU's pid.
+    ///
+    /// # Errors
+    /// [`TaskError::Checkpoint`].
+    pub(crate) fn run(&self, saved: &mut Saved) -> Result<i32, TaskError> {
+        let Self { container, images, .. } = *self;
+        let started = Instant::now();
+        let failed = |step| failed(container, step);
+        let pid = container.init.pid();
+        let mounts = ProcFs::new(pid)
+            .and_then(|process| process.mountinfo())
+            .map_err(|e| failed("reading its mounts")(full(&e)))?;
+        let cgroups = crate::cgroup::paths(pid)?;
+        let mut options = self.options(&cgroups, &mounts.0)?;
+        let thawed = if self.settled {
+            None
+        } else {
+            if let Some(cgroup) = &options.freeze_cgroup {
+                look(container, cgroup)?;
+            }
+            settle(&mut options.freeze_cgroup).map_err(|e| failed("stopping it")(full(&e)))?
+        };
+        let criu = crate::source::criu().map_err(|e| failed("reading the configuration")(full(&e)))?;
+        let session = Swrk::new(criu).spawn().map_err(|e| failed("starting CRIU")(full(&e)))?;
+        let criu = session.pid();
+        write_network(pid, images).map_err(|e| failed("reading its network")(full(&e)))?;
+        write_descriptors(container, images).map_err(|e| failed("writing descriptors.json")(full(&e)))?;
+        write_gpus(container, images).map_err(|e| failed("noting its GPUs")(full(&e)))?;
+        let on_event = &mut |event: Event| {
+            if matches!(event, Event::PostDump) {
+                if let Some(thawed) = &thawed {
+                    thawed.refreeze()?;
+                }
+                crate::threads::write(&cgroups, images)
+                    .map_err(|e| format!("cannot note its threads: {e}"))?;
+                // Now files that have lost the name under which they are open have the one that the images give them.
+                if crate::linked::refuse(images)? {
+                    crate::volumes::save(&container.spec, images, &mut Saved::default())?;
+                } else {
+                    crate::volumes::save(&container.spec, images, saved)?;
+                }
+            }
+            Ok(())
+        };
+        session.dump(&options, DEADLINE, on_event).map_err(|e| failed("CRIU")(full(&e)))?;
+        let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        info!(container = container.id.as_str(), pid = pid, elapsed_ms = ms; "checkpointed");
+        Ok(criu)
+    }
+
+    fn options(
+        &self,
+        cgroups: &BTreeMap<String, PathBuf>,
+        mounts: &[MountInfo],
+    ) -> Result<DumpOptions, TaskError> {
+        let container = self.container;
+        let failed = |step| failed(container, step);
+        let (pid, rootfs) = (container.init.pid(), container.bundle.join("rootfs"));
+        let mut options = DumpOptions::new(pid, open_dir(self.images)?, open_dir(self.work)?);
+        options.leave_running = !self.exit;
+        options.tcp = Tcp::Established;
+        // Connections that the program has not accepted yet are its peers' alone; they find out by a reset.
+        options.tcp_skip_in_flight = true;
+        options.file_locks = true;
+        options.link_remap = true;
+        options.ghost_limit = Some(DELETED_LIMIT);
+        options.ext_unix_sk = true;
+        options.shell_job = container.init.stdio.terminal;
+        options.orphan_pts_master = true;
+        // As runc dumps: what other tools restore from these images needs the properties of the cgroups.
+        options.manage_cgroups = ManageCgroups::Soft;
+        options.freeze_cgroup = Freezer::directory(cgroups);
+        if let Some(cgroup) = &options.freeze_cgroup {
+            options.irmap_scan_paths = crate::inotify::folders_to_search(cgroup, &rootfs, mounts)
+                .map_err(|e| failed("looking for inotify watches")(full(&e)))?
+                .unwrap_or_default();
+        }
+        let binds =
+            bind_mountpoints(&container.spec, &rootfs).map_err(|e| failed("finding its mounts")(full(&e)))?;
+        options.ext_mounts = external_mounts(&container.spec, &binds, mounts);
+        options.external = external_namespaces(&container.spec, pid)
+            .map_err(|e| failed("reading its namespaces")(full(&e)))?;
+        options.root = Some(rootfs);
+        Ok(options)
+    }
+}
+
+/// Refuses a container whose processes hold what CRIU cannot dump.
+///
+/// # Errors
+/// With all of it.
+pub(crate) fn look(container: &Container, cgroup: &Path) -> Result<(), TaskError> {
+    let failed = |e| failed(container, "looking at its files")(e);
+    match crate::unfreezable::find(cgroup).map_err(|e| failed(full(&e)))? {
+        Some(held) => Err(failed(full(&held))),
+        None => Ok(()),
+    }
 }
 
 /// Bytes of all files of a directory.

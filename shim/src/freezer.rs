@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use procfs::process::{ProcState, Process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::vfork;
 
@@ -44,6 +45,18 @@ pub(crate) enum FreezerError {
         /// Its name.
         comm: String,
     },
+    /// Something does not stop.
+    #[error(
+        "a process of it has not stopped within {0} s, as one that waits for a disk or for a file system over the \
+         network: try again when it has got on"
+    )]
+    Slow(u64),
+    /// On cgroup version 1 it would have to run.
+    #[error(
+        "a process of it was stopped by a signal; on cgroup v1 such a container must run on for a moment to be frozen, so \
+         that several containers cannot be frozen at one instant: continue the process (SIGCONT), or give the node cgroup v2"
+    )]
+    Stopped,
 }
 
 /// The freezer of a cgroup.
@@ -95,19 +108,60 @@ impl Freezer {
     /// # Errors
     /// When the cgroup's files cannot be used.
     pub(crate) fn freeze(&self) -> io::Result<()> {
+        if !self.freeze_within(FREEZING)? {
+            log::warn!("{} takes long to freeze", self.cgroup.display());
+        }
+        Ok(())
+    }
+
+    /// Begins to freeze it.
+    ///
+    /// # Errors
+    /// When the cgroup's files cannot be used.
+    pub(crate) fn begin_to_freeze(&self) -> io::Result<()> {
+        self.write("FROZEN", "1")
+    }
+
+    /// Freezes it; whether that took no longer than `limit`.
+    ///
+    /// # Errors
+    /// When the cgroup's files cannot be used.
+    pub(crate) fn freeze_within(&self, limit: Duration) -> io::Result<bool> {
         let began = Instant::now();
         // One that forks meanwhile is frozen at a later attempt of the kernel; in version 1 a read makes it.
         loop {
-            self.write("FROZEN", "1")?;
+            self.begin_to_freeze()?;
             if self.is_frozen()? {
-                return Ok(());
+                return Ok(true);
             }
-            if began.elapsed() > FREEZING {
-                log::warn!("{} takes long to freeze", self.cgroup.display());
-                return Ok(());
+            if began.elapsed() > limit {
+                return Ok(false);
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// Sends SIGKILL to all that is in it. What is frozen dies when it is thawed.
+    ///
+    /// # Errors
+    /// When the cgroup's files cannot be read.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        let pids = std::fs::read_to_string(self.cgroup.join("cgroup.procs"))?;
+        for pid in pids.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+            // Gone already is as good.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        Ok(())
+    }
+
+    /// What an error of its files is called.
+    pub(crate) fn unusable(&self, error: io::Error) -> FreezerError {
+        FreezerError::Io(self.cgroup.clone(), error)
+    }
+
+    /// The directory.
+    pub(crate) fn cgroup(&self) -> &Path {
+        &self.cgroup
     }
 
     /// Thaws it.
@@ -147,7 +201,7 @@ impl Freezer {
     /// # Errors
     /// When a child takes too long; the container is frozen then.
     pub(crate) fn past_vfork(&self) -> Result<(), FreezerError> {
-        let failed = |e| FreezerError::Io(self.cgroup.clone(), e);
+        let failed = |e| self.unusable(e);
         let began = Instant::now();
         while self.is_frozen().map_err(failed)? {
             let Some(vfork::Waiting { pid, comm }) = vfork::find(&self.cgroup).map_err(failed)? else {

@@ -47,9 +47,9 @@ pub(crate) async fn kill(
         Err(Errno::SRCH) => return Err(gone()),
         Err(e) => return Err(TaskError::io(format!("signal process {}", process.pid()))(e)),
     }
-    if signal == Signal::KILL && exec_id.is_empty() && process.state() == State::Paused {
-        // A frozen cgroup v1 does not let its tasks die. In version 2 they may be gone by now, which the runtime would
-        // take for an error.
+    if signal == Signal::KILL && exec_id.is_empty() {
+        // A frozen cgroup v1 does not let its tasks die: one that is paused, or that is frozen with its pod. In version 2
+        // they may be gone by now, which the runtime would take for an error.
         if let Some(freezer) = Freezer::of_process(process.pid()) {
             freezer.thaw().map_err(TaskError::io("thaw the container".to_owned()))?;
         }

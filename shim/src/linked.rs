@@ -13,15 +13,16 @@ use crate::frozen::FILES;
 use crate::reopen::REMAPS;
 use crate::rewrite::open_dir;
 
-/// Refuses images with such files.
+/// Refuses images with such files. Returns whether there are some on other mounts, where CRIU has given them a name for
+/// now.
 ///
 /// # Errors
 /// With all of them, or when an image cannot be read.
-pub(crate) fn refuse(images: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub(crate) fn refuse(images: &Path) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let dir = ImagesDir::open(open_dir(images)?);
     let names = dir.names()?;
     if !names.iter().any(|name| name == REMAPS) {
-        return Ok(());
+        return Ok(false);
     }
     let remaps: Remaps = dir.load(REMAPS)?;
     let mut roots = Vec::new();
@@ -37,7 +38,7 @@ pub(crate) fn refuse(images: &Path) -> Result<(), Box<dyn std::error::Error + Se
         .filter(|file| remaps.linked.contains(&file.id) && roots.contains(&i64::from(file.mnt_id)));
     let lost: Vec<_> = lost.map(|file| format!("{:?}", file.name)).collect();
     if lost.is_empty() {
-        return Ok(());
+        return Ok(!remaps.linked.is_empty());
     }
     let lost = lost.join(", ");
     Err(format!(

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use ::checkpoint::ask;
 use async_trait::async_trait;
 use containerd_shim::TtrpcResult;
 use containerd_shim::asynchronous::ExitSignal;
@@ -19,12 +20,12 @@ use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use log::{debug, info};
 
-use crate::asker::Asker;
+use crate::asker::{Asker, Waiting};
 use crate::error::TaskError;
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::state::State;
-use crate::{checkpoint, create, delete, exec, kill, start, stats};
+use crate::{checkpoint, checkpoint_pod, create, delete, exec, kill, start, stats};
 
 /// The ttrpc service of one pod.
 pub(crate) struct TaskService {
@@ -142,6 +143,12 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, req: CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        if req.id == ask::EVERY {
+            let (pod, waiting) = (self.pod.clone(), Waiting::default());
+            let gone = waiting.gone();
+            let answer = detached(async move { checkpoint_pod::checkpoint(&pod, &req, gone).await }).await?;
+            return Ok(answer);
+        }
         let container = self.pod.container(&req.id)?;
         let pod = self.pod.clone();
         let asker = Asker::new(&pod, &container);

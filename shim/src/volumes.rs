@@ -83,12 +83,15 @@ fn empty_dirs(pod: &Path) -> std::io::Result<BTreeMap<String, PathBuf>> {
     entries.filter_map(|entry| name(entry).transpose()).collect()
 }
 
+/// Which directory of the node was packed into which file: what containers of a pod share is packed once.
+pub(crate) type Saved = BTreeMap<PathBuf, PathBuf>;
+
 /// Packs what is in the container's /dev/shm and in the volumes that the annotation names, each into one file among the
-/// images. The container must not run meanwhile.
+/// images. The container must not run meanwhile, nor any one whose volumes are in `saved`.
 ///
 /// # Errors
 /// Why not, in words.
-pub(crate) fn save(spec: &Spec, images: &Path) -> Result<(), String> {
+pub(crate) fn save(spec: &Spec, images: &Path, saved: &mut Saved) -> Result<(), String> {
     let annotations = spec.annotations().clone().unwrap_or_default();
     // A restored container may have notes of the node's.
     let (_, asked) = Notes::split(&annotations);
@@ -100,20 +103,28 @@ pub(crate) fn save(spec: &Spec, images: &Path) -> Result<(), String> {
     if let Some(shm) = &volumes.shm {
         let dir = open_dir(shm).map_err(|e| full(&e))?;
         if !names(&dir).map_err(|e| full(&e))?.is_empty() {
-            pack(&dir, &images.join(SHM))?;
+            pack(shm, &images.join(SHM), saved)?;
         }
     }
     for name in volumes.wanted.intersection(&volumes.mounted) {
         if let Some(dir) = volumes.empty_dirs.get(name) {
-            pack(&open_dir(dir).map_err(|e| full(&e))?, &images.join(volume_file(name)))?;
+            pack(dir, &images.join(volume_file(name)), saved)?;
         }
     }
     Ok(())
 }
 
-fn pack(dir: &OwnedFd, into: &Path) -> Result<(), String> {
-    let file = std::fs::File::create_new(into).map_err(|e| format!("{}: {e}", into.display()))?;
+fn pack(volume: &Path, into: &Path, saved: &mut Saved) -> Result<(), String> {
+    let failed = |e| format!("{}: {e}", into.display());
+    if let Some(packed) = saved.get(volume) {
+        // Some file systems link only within a folder.
+        let linked = std::fs::hard_link(packed, into).or_else(|_| std::fs::copy(packed, into).map(drop));
+        return linked.map_err(failed);
+    }
+    let file = std::fs::File::create_new(into).map_err(failed)?;
+    let dir = open_dir(volume).map_err(|e| full(&e))?;
     write_content(dir.as_fd(), BufWriter::new(&file)).map_err(|e| full(&e))?;
+    saved.insert(volume.to_owned(), into.to_owned());
     let bytes = file.metadata().map_or(0, |metadata| metadata.len());
     info!(file = into.display().to_string().as_str(), bytes = bytes; "volume saved");
     Ok(())
@@ -130,8 +141,17 @@ fn names(dir: &OwnedFd) -> std::io::Result<BTreeSet<Vec<u8>>> {
     Ok(names)
 }
 
-/// The checkpoint that each directory of this pod was filled from.
-pub(crate) type FilledFrom = Arc<Mutex<BTreeMap<PathBuf, String>>>;
+/// What each directory of this pod was filled with.
+pub(crate) type FilledFrom = Arc<Mutex<BTreeMap<PathBuf, Origin>>>;
+
+/// Where the content of a directory came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// `NAMESPACE/LINEAGE/ID`.
+    checkpoint: String,
+    /// The digest of the file with it: the same for containers that were frozen at one instant.
+    sha256: String,
+}
 
 /// A directory that was filled; what it was filled with is removed on drop unless kept.
 #[derive(Debug)]
@@ -139,7 +159,7 @@ pub(crate) struct Filled {
     target: PathBuf,
     dir: OwnedFd,
     made: Vec<PathBuf>,
-    record: Option<(FilledFrom, String)>,
+    record: Option<(FilledFrom, Origin)>,
 }
 
 /// Why a directory could not be filled.
@@ -153,7 +173,8 @@ pub(crate) struct FillError {
 
 impl Filled {
     /// Unpacks `content` of a checkpoint. Where another container of the pod was restored from the same one before,
-    /// what is there already stays: it has gone on since.
+    /// what is there already stays: it has gone on since. The very same content is not unpacked again: what is no more
+    /// there was removed since.
     ///
     /// # Errors
     /// When the file is damaged, or there is no room.
@@ -166,8 +187,15 @@ impl Filled {
         let failed =
             |why: String| FillError { file: content.file.clone(), target: content.target.clone(), why };
         let dir = open_dir(&content.target).map_err(|e| failed(full(&e)))?;
+        let recorded = container.record().files.get(&format!("checkpoint/{}", content.file));
+        let sha256 = recorded.map(|file| file.sha256.clone()).unwrap_or_default();
+        let origin = Origin { checkpoint: checkpoint.to_owned(), sha256 };
         let before = from.lock().unwrap_or_else(PoisonError::into_inner).get(&content.target).cloned();
-        let conflict = if before.as_deref() == Some(checkpoint) { Conflict::Keep } else { Conflict::Replace };
+        if before.as_ref() == Some(&origin) {
+            return Ok(Self { target: content.target.clone(), dir, made: Vec::new(), record: None });
+        }
+        let again = before.is_some_and(|before| before.checkpoint == checkpoint);
+        let conflict = if again { Conflict::Keep } else { Conflict::Replace };
         let held = names(&dir).map_err(|e| failed(full(&e)))?;
         if !held.is_empty() && conflict == Conflict::Replace {
             let held = held.iter().take(NAMED).map(|name| String::from_utf8_lossy(name).into_owned());
@@ -186,15 +214,15 @@ impl Filled {
         let bytes = fill(filled.dir.as_fd(), tar, conflict, &mut filled.made);
         let bytes = bytes.map_err(|e| failed(full(&e)))?;
         info!(target = content.target.display().to_string().as_str(), bytes = bytes; "volume filled");
-        filled.record = Some((from.clone(), checkpoint.to_owned()));
+        filled.record = Some((from.clone(), origin));
         Ok(filled)
     }
 
     /// Leaves it as it is.
     pub(crate) fn keep(mut self) {
         self.made.clear();
-        if let Some((from, checkpoint)) = self.record.take() {
-            from.lock().unwrap_or_else(PoisonError::into_inner).insert(self.target.clone(), checkpoint);
+        if let Some((from, origin)) = self.record.take() {
+            from.lock().unwrap_or_else(PoisonError::into_inner).insert(self.target.clone(), origin);
         }
     }
 }

@@ -222,7 +222,6 @@ async fn the_commands_for_the_store_do_what_the_page_says() -> Tested {
     "team".clone_into(&mut node.namespace);
     let state = node.run_counter(node.counter_pod("trainer", 1)?).await?;
     let archive = node.kubelet.checkpoint(&state, "", None).await?;
-    node.remove(&state).await?;
     let svg = tempfile::NamedTempFile::new().unwrap();
     let (mut done, mut restored) = (Vec::new(), None);
     for mut command in commands("operate/operate.md") {
@@ -238,6 +237,7 @@ async fn the_commands_for_the_store_do_what_the_page_says() -> Tested {
         if words[0] == "trace" && restored.is_none() {
             process::output("thaw", &["import", archive.to_str().unwrap()])?;
             let again = node.counter_pod("trainer", 1)?.annotated("thaw.dev/restore", "latest");
+            node.remove(&state).await?;
             restored = Some(node.run(again).await?);
         }
         let said = process::output("thaw", &words)?;
@@ -248,7 +248,7 @@ async fn the_commands_for_the_store_do_what_the_page_says() -> Tested {
         }
         done.push(words[0].to_owned());
     }
-    assert_eq!(done, ["import", "list", "list", "inspect", "rm", "trace", "trace"]);
+    assert_eq!(done, ["checkpoint", "import", "list", "list", "inspect", "rm", "trace", "trace"]);
     node.remove(&restored.unwrap()).await?;
     process::output("thaw", &["rm", "team/trainer/latest"])?;
     drop(svg);

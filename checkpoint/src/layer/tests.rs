@@ -301,6 +301,9 @@ fn what_is_unpacked_can_be_packed_again() {
     write(open(first.path()).as_fd(), &mut packed).unwrap();
     apply(&packed[..], second.path()).unwrap();
     assert_eq!(show(first.path()), show(second.path()));
+    let (third, fourth) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    assert_eq!(copied(first.path(), third.path()).unwrap(), apply(&packed[..], fourth.path()).unwrap());
+    assert_eq!(show(first.path()), show(third.path()));
     assert_eq!(show(second.path())[&long], "long");
     let (a, b) = (first.path().join("etc/hosts"), second.path().join("etc/hosts"));
     let facts = |path: &Path| {
@@ -313,11 +316,20 @@ fn what_is_unpacked_can_be_packed_again() {
     assert_eq!(rustix::fs::getxattr(second.path().join(&long), "user.note", &mut value[..]).unwrap(), 4);
 }
 
+fn copied(from: &Path, to: &Path) -> Result<Rootfs, CopyError> {
+    let to = open(to);
+    let mut stack = Stack::new(to.as_fd());
+    copy(open(from).as_fd(), &mut stack)?;
+    Ok(stack.finish())
+}
+
 #[test]
 fn a_name_that_would_mean_a_deletion_is_not_packed() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(".wh.x"), "").unwrap();
     assert!(matches!(write(open(dir.path()).as_fd(), Vec::new()), Err(WriteLayerError::Name { .. })));
+    let to = tempfile::tempdir().unwrap();
+    assert!(matches!(copied(dir.path(), to.path()), Err(CopyError::Read(WriteLayerError::Name { .. }))));
 }
 
 /// A file system: path -> content, or `None` for a directory.

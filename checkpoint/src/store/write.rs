@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Writes one checkpoint: under a temporary name first, visible by one rename at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::remove::remove_tree;
 use super::{Root, Store, TEMPORARY, make_dir};
 use crate::beneath;
+use crate::container_dir::IMAGES;
 use crate::id::CheckpointId;
 use crate::manifest::{self, File, Manifest};
 use crate::reference::Lineage;
@@ -179,7 +181,7 @@ impl Writer<'_> {
         let make = || {
             rustix::fs::mkdirat(&self.dir, name, Mode::RWXU)?;
             let dir = beneath::open_dir(self.dir.as_fd(), name)?;
-            rustix::fs::mkdirat(&dir, "checkpoint", Mode::RWXU)?;
+            rustix::fs::mkdirat(&dir, IMAGES, Mode::RWXU)?;
             Ok(dir)
         };
         let dir = make().map_err(|source| WriteError::Io { step: "make", path: path.clone(), source })?;
@@ -252,7 +254,7 @@ impl ContainerWriter {
     pub fn add(&mut self, name: &str, source: &mut dyn Read) -> Result<(), WriteError> {
         let (folder, plain) = name.split_once('/').unwrap_or((".", name));
         let hidden = plain.is_empty() || plain.starts_with('.') || plain.contains(['/', '\0']);
-        if hidden || !matches!(folder, "." | "checkpoint") || self.files.contains_key(name) {
+        if hidden || !matches!(folder, "." | IMAGES) || self.files.contains_key(name) {
             return Err(WriteError::Name { name: name.to_owned() });
         }
         let path = self.path.join(name);
@@ -284,6 +286,44 @@ impl ContainerWriter {
         Ok(())
     }
 
+    /// The folder of the CRIU images, for somebody who writes them there; [`Self::take_in`] records them.
+    #[must_use]
+    pub fn images_path(&self) -> PathBuf {
+        self.path.join(IMAGES)
+    }
+
+    /// The folder of the container.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Records every file that others have written into this folder and that of the images. Each is read to its end, but
+    /// for one that is in `known`, by its device and inode: another name of a file that was taken in before.
+    ///
+    /// # Errors
+    /// `Name` for what is no regular file; `Read` and `Io`.
+    pub fn take_in(&mut self, known: &mut HashMap<(u64, u64), File>) -> Result<(), WriteError> {
+        for folder in [".", IMAGES] {
+            let failed = |source| WriteError::Io { step: "list", path: self.path.join(folder), source };
+            let dir = beneath::open_dir(self.dir.as_fd(), folder).map_err(failed)?;
+            for (name, kind) in beneath::names(dir.as_fd()).map_err(failed)? {
+                let name = name.to_string_lossy().into_owned();
+                let path = if folder == "." { name.clone() } else { format!("{folder}/{name}") };
+                if kind.is_dir() && folder == "." || self.files.contains_key(&path) {
+                    continue;
+                }
+                if !kind.is_file() {
+                    return Err(WriteError::Name { name: path });
+                }
+                let file = digest(dir.as_fd(), &name, known)
+                    .map_err(|source| WriteError::Read { name: path.clone(), source })?;
+                self.files.insert(path, file);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes `rootfs/` for the writable layer, and opens it.
     ///
     /// # Errors
@@ -304,6 +344,32 @@ impl ContainerWriter {
     pub fn into_files(self) -> BTreeMap<String, File> {
         self.files
     }
+}
+
+/// Length and digest of a file, which from now on root alone can read.
+fn digest(dir: BorrowedFd<'_>, name: &str, known: &mut HashMap<(u64, u64), File>) -> io::Result<File> {
+    let mut file = beneath::open_file(dir, name)?;
+    let metadata = file.metadata()?;
+    let number = (metadata.dev(), metadata.ino());
+    if let Some(known) = known.get(&number) {
+        return Ok(known.clone());
+    }
+    rustix::fs::fchmod(&file, FILE_MODE)?;
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let read = match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        hash.update(buffer.get(..read).unwrap_or_default());
+        bytes += u64::try_from(read).unwrap_or(u64::MAX);
+    }
+    let file = File { bytes, sha256: crate::digest::hexadecimal(&hash.finalize()) };
+    known.insert(number, file.clone());
+    Ok(file)
 }
 
 impl AsFd for ContainerWriter {
@@ -332,5 +398,32 @@ mod tests {
         let found = store.resolve("team", &lineage, &"latest".parse().unwrap()).unwrap();
         assert_eq!(*found.id(), id);
         drop(writer);
+    }
+
+    #[test]
+    fn what_others_have_written_is_recorded_and_what_is_no_file_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { roots: vec![root.path().to_owned()], ..Config::default() };
+        let store = Store::create(&config).unwrap();
+        let id = CheckpointId::unique(time::OffsetDateTime::now_utc()).unwrap();
+        let writer = store.begin("team", &"trainer".parse().unwrap(), id).unwrap();
+        let [mut one, mut two] = ["one", "two"].map(|name| writer.container(name).unwrap());
+        drop(one.rootfs().unwrap());
+        one.add("config.dump", &mut &b"{}"[..]).unwrap();
+        let pages = one.images_path().join("pages-1.img");
+        std::fs::write(&pages, "0123456789").unwrap();
+        std::fs::write(one.path().join("dump.log"), "log").unwrap();
+        std::fs::hard_link(&pages, two.images_path().join("pages-1.img")).unwrap();
+        let mut known = HashMap::new();
+        one.take_in(&mut known).unwrap();
+        two.take_in(&mut known).unwrap();
+        let (one, two) = (one.into_files(), two.into_files());
+        assert_eq!(one.keys().collect::<Vec<_>>(), ["checkpoint/pages-1.img", "config.dump", "dump.log"]);
+        assert_eq!(one["checkpoint/pages-1.img"].bytes, 10);
+        assert_eq!(one["checkpoint/pages-1.img"], two["checkpoint/pages-1.img"]);
+        assert_eq!(std::fs::metadata(&pages).unwrap().mode() & 0o777, 0o600);
+        let mut three = writer.container("three").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", three.images_path().join("link.img")).unwrap();
+        assert!(matches!(three.take_in(&mut known), Err(WriteError::Name { .. })));
     }
 }

@@ -19,6 +19,10 @@ use How::{Never, Script, Test};
 
 const STORE: How = Test("tests/e2e/docs.rs", "the_commands_for_the_store_do_what_the_page_says");
 const TRY_IT: How = Test("tests/e2e/docs.rs", "the_way_of_the_page_leads_to_a_pod_that_goes_on");
+const POD: How = Test(
+    "tests/e2e/checkpoint_pod.rs",
+    "containers_that_share_memory_and_a_volume_are_frozen_at_one_instant_and_go_on_twice",
+);
 const NODE: How = Test("cli/tests/node-install/rke2.rs", "a_release_with_drop_ins_gets_one");
 const STATUS: How = Test("cli/tests/node-install/status.rs", "a_node_is_ready_when_the_handler_is_installed");
 const INSTALL: How = Test(
@@ -44,6 +48,7 @@ const COMMANDS: &[(&str, How)] = &[
     ("scripts/bench", Never("it measures for minutes or hours")),
     ("scripts/package", Never("it builds releases for many minutes; it checks what it has built")),
     ("scripts/release", Never("it makes a tag")),
+    ("thaw checkpoint", POD),
     ("thaw import", STORE),
     ("thaw import /var/lib/kubelet/checkpoints/checkpoint-counter_default-counter-TIME.tar", TRY_IT),
     ("thaw list", STORE),

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{HarnessError, process};
+use crate::kubelet::state::PodState;
 
 /// Where checkpoints are by default.
 pub const STORE: &str = "/var/lib/thaw/checkpoints";
 
-/// What `thaw import --json` prints: the name of a checkpoint.
+/// What `thaw import --json` and `thaw checkpoint --json` print: the name of a checkpoint.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Imported {
     /// The Kubernetes namespace that it belongs to.
@@ -46,6 +47,18 @@ pub fn import(archives: &[PathBuf]) -> Result<Imported, HarnessError> {
     arguments.extend(paths.iter().map(|path| &**path));
     let said = process::output("thaw", &arguments)?;
     serde_json::from_str(&said).map_err(|_| HarnessError::answer("thaw import --json", said))
+}
+
+/// Freezes a whole pod into a checkpoint.
+///
+/// # Errors
+/// What `thaw` says.
+pub fn checkpoint(state: &PodState, arguments: &[&str]) -> Result<Imported, HarnessError> {
+    let pod = format!("{}/{}", state.pod.metadata.namespace, state.pod.metadata.name);
+    let mut words = vec!["checkpoint", "--json", pod.as_str()];
+    words.extend(arguments);
+    let said = process::output("thaw", &words)?;
+    serde_json::from_str(&said).map_err(|_| HarnessError::answer("thaw checkpoint --json", said))
 }
 
 /// Removes every checkpoint of a namespace.
