@@ -5,6 +5,8 @@
     clippy::tests_outside_test_module,
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::zombie_processes,
     reason = "the whole file is tests"
 )]
 
