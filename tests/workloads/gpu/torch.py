@@ -10,10 +10,10 @@ class Tensor:
         self.value = 0
         self.device = open("/dev/nvidia0", "wb", buffering=0)
         with open("/lib/libcuda.so.1", "rb") as library:
-            self.library = mmap.mmap(library.fileno(), 0, prot=mmap.PROT_READ)
+            self.mapped = mmap.mmap(library.fileno(), 0, prot=mmap.PROT_READ)
 
     def __iadd__(self, number):
-        assert self.library[:] == b"the driver's"
+        assert self.mapped[:] == b"the driver's"
         self.device.write(b"a kernel")
         self.value += number
         return self
