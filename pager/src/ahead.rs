@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs ahead of the copies, in their order: asks a slow disk for everything long before it is needed, then maps what has
-//! come. A copy out of pages that are not mapped costs half as much again.
+//! come.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -18,6 +18,8 @@ const STEP: u64 = 2 << 20;
 /// How many steps are asked for before the first of them is waited for: enough for a disk that is far away or made of
 /// many, and no more than what is suddenly needed can wait for behind it.
 const WINDOW: usize = 4;
+/// How much this gives way to others where processors are few: as much as there is a way to say.
+const NICE: i32 = 19;
 /// The most that is asked for where the kernel does not say how much memory there is, bytes.
 const UNKNOWN: u64 = 1 << 30;
 
@@ -56,21 +58,22 @@ pub fn read_ahead(
     Ok(())
 }
 
-/// Starts the thread that runs ahead of the copies; it ends when it has mapped everything that is in memory or urgent. What
-/// is on the disk and not urgent is read by those who copy it.
+/// Starts the thread that runs ahead of the copies while the processors have nothing better to do. It ends when it has mapped
+/// everything that is in memory or urgent, or `filling` says that the copies have begun.
 pub(crate) fn start<'a>(
     pages: Arc<Pages>,
     at_once: &[(Source, u64)],
     spaces: impl Iterator<Item = &'a AddressSpace>,
+    filling: impl Fn() -> bool + Send + 'static,
 ) -> std::io::Result<()> {
     let mut steps = steps(at_once, spaces);
     let thread = std::thread::Builder::new().name("ahead".into());
     let run = move || {
         give_way();
-        steps.retain(|step| step.urgent || pages.hold(step.source, STEP));
+        steps.retain(|step| step.urgent);
         ahead(&pages, &steps, |step| {
             pages.populate(step, STEP);
-            true
+            !filling()
         });
     };
     thread.spawn(run).map(drop)
@@ -123,9 +126,6 @@ fn in_order<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a Addr
     }
     steps
 }
-
-/// How much this thread gives way to others where processors are few.
-const NICE: i32 = 10;
 
 /// Lets others have the processor first.
 fn give_way() {

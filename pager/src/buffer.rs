@@ -7,8 +7,9 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// How much it holds, bytes: large enough that a disk is busy with it, and several threads keep it so.
-pub(crate) const SIZE: usize = 1 << 20;
+/// How much it holds, bytes: large enough that a disk is busy with it, and several threads keep it so; and that the
+/// kernel maps as much of the page cache at once, where it can.
+pub(crate) const SIZE: usize = 2 << 20;
 
 /// The memory; unmapped on drop.
 #[derive(Debug)]

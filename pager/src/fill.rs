@@ -2,7 +2,7 @@
 //! The threads that copy what nobody has waited for yet, segment by segment, from all processes in turns.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -16,8 +16,8 @@ use crate::task::{CopyError, Step, Stopped, Task};
 /// faster.
 const SEGMENT: u64 = 64 << 10;
 /// How long after CRIU's mark the processors and the processes are left to CRIU's last steps and to the program's first:
-/// copies would only be in their way, but for those of pages that are known to be waited for.
-const GRACE: Duration = Duration::from_millis(30);
+/// copies would only be in their way, even with the lowest priority, but for those of pages that are known to be waited for.
+const GRACE: Duration = Duration::from_millis(10);
 /// How long a process is left alone that changes its mappings.
 const BUSY: Duration = Duration::from_micros(50);
 /// How long a process is left alone whose container has no memory left: the kernel kills something meanwhile.
@@ -27,6 +27,8 @@ const STARVED: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Fill {
     pages: Arc<Pages>,
+    /// Until when the threads wait.
+    grace: OnceLock<Instant>,
     work: Mutex<Work>,
     more: Condvar,
     /// Readable when something is in `done` or `failed`.
@@ -43,7 +45,7 @@ struct Work {
 impl Fill {
     pub(crate) fn new(pages: Arc<Pages>) -> Result<Self, Errno> {
         let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { pages, work: Mutex::default(), more: Condvar::new(), news })
+        Ok(Self { pages, grace: OnceLock::new(), work: Mutex::default(), more: Condvar::new(), news })
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
@@ -52,10 +54,10 @@ impl Fill {
 
     /// Starts `threads` threads. They end with the process.
     pub(crate) fn start(self: &Arc<Self>, threads: usize) -> std::io::Result<()> {
-        let begin = Instant::now() + GRACE;
+        let grace = *self.grace.get_or_init(|| Instant::now() + GRACE);
         for _ in 0..threads.max(1) {
             let (fill, mut buffer) = (self.clone(), Buffer::new()?);
-            std::thread::Builder::new().name("fill".into()).spawn(move || fill.run(begin, &mut buffer))?;
+            std::thread::Builder::new().name("fill".into()).spawn(move || fill.run(grace, &mut buffer))?;
         }
         Ok(())
     }
@@ -79,11 +81,16 @@ impl Fill {
         }
     }
 
-    /// The next process in turn; before `begin` the next that is owed something known to be waited for.
-    fn next(&self, begin: Instant) -> (u32, Arc<Task>) {
+    /// Whether they were started.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.grace.get().is_some()
+    }
+
+    /// The next process in turn; in the time of grace the next that is owed something known to be waited for.
+    fn next(&self, grace: Instant) -> (u32, Arc<Task>) {
         let mut work = self.work();
         loop {
-            let early = begin.saturating_duration_since(Instant::now());
+            let early = grace.saturating_duration_since(Instant::now());
             let wanted = |(_, task): &(u32, Arc<Task>)| early.is_zero() || task.owes_known();
             let at = work.tasks.iter().position(wanted);
             if let Some((id, task)) = at.and_then(|at| work.tasks.remove(at)) {
@@ -98,9 +105,9 @@ impl Fill {
         }
     }
 
-    fn run(&self, begin: Instant, buffer: &mut Buffer) {
+    fn run(&self, grace: Instant, buffer: &mut Buffer) {
         loop {
-            let (id, task) = self.next(begin);
+            let (id, task) = self.next(grace);
             match task.fill(&self.pages, buffer, SEGMENT) {
                 Step::Filled => {}
                 Step::Complete | Step::Stopped(Stopped::Ended) => self.finish(id, None),

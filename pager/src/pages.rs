@@ -87,6 +87,10 @@ impl Drop for Mapping {
     }
 }
 
+/// How much of a file the kernel maps where one page of it is touched, bytes. Source: linux mm/memory.c,
+/// fault_around_bytes.
+const FAULT_AROUND: usize = 64 << 10;
+
 impl Pages {
     /// Opens and maps `pages-ID.img`, once.
     ///
@@ -173,15 +177,18 @@ impl Pages {
         [source.offset, last].into_iter().try_for_each(|at| pread(&mapping.file, &mut [0; 1], at).map(drop))
     }
 
-    /// Maps `length` bytes at `source`, as far as the file goes; waits for the disk.
+    /// Maps `length` bytes at `source`, as far as the file goes; waits for the disk. One page is touched of as many as the
+    /// kernel maps with it.
     pub fn populate(&self, source: Source, length: u64) {
         let Some(mapping) = self.0.get(&source.pages_id) else { return };
         let Ok(offset) = usize::try_from(source.offset) else { return };
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(mapping.length.saturating_sub(offset));
-        let start = mapping.start.wrapping_byte_add(offset.min(mapping.length));
-        // SAFETY: the advice brings pages of a mapping that lives as long as `self`, and changes none. A kernel before
-        // 5.14 does not know it, and a page that cannot be read is met again by its copy.
-        let _ = unsafe { madvise(start, length, Mapped::LinuxPopulateRead) };
+        for touched in (0..length).step_by(FAULT_AROUND) {
+            let start = mapping.start.wrapping_byte_add(offset + touched);
+            // SAFETY: the advice brings pages of a mapping that lives as long as `self`, and changes none. A kernel before
+            // 5.14 does not know it, and a page that cannot be read is met again by its copy.
+            let _ = unsafe { madvise(start, PAGE_BYTES, Mapped::LinuxPopulateRead) };
+        }
     }
 }
 

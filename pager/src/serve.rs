@@ -81,12 +81,14 @@ pub fn serve(setup: Setup) -> Result<Figures, ServeError> {
     }
     let bytes = images.spaces.values().map(AddressSpace::owed).sum();
     let pages = Arc::new(images.pages);
-    crate::ahead::start(pages.clone(), &images.at_once, images.spaces.values())
+    let fill = Arc::new(Fill::new(pages.clone()).map_err(kernel("make an eventfd"))?);
+    let begun = fill.clone();
+    crate::ahead::start(pages.clone(), &images.at_once, images.spaces.values(), move || begun.has_begun())
         .map_err(kernel("start reading ahead"))?;
     let mut server = Server {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(kernel("make an epoll"))?,
         keeper: setup.keeper,
-        fill: Arc::new(Fill::new(pages.clone()).map_err(kernel("make an eventfd"))?),
+        fill,
         pages,
         spaces: images.spaces,
         connection: None,

@@ -110,51 +110,59 @@ impl Task {
         self.space().is_empty()
     }
 
-    /// Copies the next segment of at most `limit` bytes, or, where the disk must be waited for, what fits into `buffer`.
+    /// Copies what is most urgent: one segment of at most `limit` bytes where somebody is known to wait for it, else a
+    /// stretch of as much as `buffer` holds, segment by segment.
     pub(crate) fn fill(&self, pages: &Pages, buffer: &mut Buffer, limit: u64) -> Step {
         let shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let Some(piece) = self.space().take_next(limit) else {
             drop(shared);
             return if self.is_complete() { Step::Complete } else { Step::Filled };
         };
-        if !pages.hold(piece.source, piece.len()) {
-            let mut space = self.space();
-            space.add(piece);
-            let claimed = match piece.rank {
-                // Nothing else is left to do: whoever reads it may be about to, or it has moved meanwhile.
-                READING => None,
-                _ => space.claim(piece.start, buffer::SIZE as u64),
-            };
-            // Nobody who waits for a page is to wait for this disk.
-            drop((space, shared));
-            return match claimed {
-                Some(stretch) => self.fill_from_disk(pages, buffer, stretch, limit),
-                None => waited(pages, piece),
-            };
+        let held = pages.hold(piece.source, piece.len());
+        if held && (piece.rank < LATER || piece.rank == READING) {
+            return self.settle(self.copy(pages.address(piece.source), piece));
         }
-        self.settle(self.copy(pages.address(piece.source), piece))
+        let mut space = self.space();
+        space.add(piece);
+        let claimed = match piece.rank {
+            // Nothing else is left to do: whoever reads it may be about to, or it has moved meanwhile.
+            READING => None,
+            _ => space.claim(piece.start, buffer::SIZE as u64),
+        };
+        // Nobody who waits for a page is to wait for what follows.
+        drop((space, shared));
+        let Some(stretch) = claimed else { return waited(pages, piece) };
+        if held && pages.hold(stretch.source, stretch.len()) {
+            // A copy out of pages that are not mapped costs a quarter more.
+            pages.populate(stretch.source, stretch.len());
+            return self.fill_stretch(pages.address(stretch.source), stretch, limit);
+        }
+        // The way through the page cache would cost several times as much.
+        match pages.read_directly(stretch.source, stretch.len(), buffer) {
+            Ok(0) => waited(pages, stretch.part(stretch.start, stretch.start.saturating_add(limit))),
+            Ok(read) => {
+                let read = stretch.part(stretch.start, stretch.start.saturating_add(read));
+                self.fill_stretch(buffer.address(), read, limit)
+            }
+            Err(error) => Step::Stopped(failed(stretch.start, stretch.source, error)),
+        }
     }
 
-    /// Reads `stretch` around the page cache, which would cost several times as much, and copies what of it is still owed.
-    fn fill_from_disk(&self, pages: &Pages, buffer: &mut Buffer, stretch: Piece, limit: u64) -> Step {
-        let read = match pages.read_directly(stretch.source, stretch.len(), buffer) {
-            Ok(0) => return waited(pages, stretch.part(stretch.start, stretch.start.saturating_add(limit))),
-            Ok(read) => stretch.part(stretch.start, stretch.start.saturating_add(read)),
-            Err(error) => return Step::Stopped(failed(stretch.start, stretch.source, error)),
-        };
-        let mut start = read.start;
-        while start < read.end {
-            let end = start.saturating_add(limit).min(read.end);
+    /// Copies what of `stretch`, which lies at `from` in this process, is still owed.
+    fn fill_stretch(&self, from: u64, stretch: Piece, limit: u64) -> Step {
+        let mut start = stretch.start;
+        while start < stretch.end {
+            let end = start.saturating_add(limit).min(stretch.end);
             let _shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
             let taken = self.space().take(start, end);
             let mut stopped = None;
             for piece in taken {
                 // Since then something else may have moved here.
-                if stopped.is_some() || piece.source != read.part(piece.start, piece.end).source {
+                if stopped.is_some() || piece.source != stretch.part(piece.start, piece.end).source {
                     self.space().add(piece);
                     continue;
                 }
-                let from = buffer.address().saturating_add(piece.start - stretch.start);
+                let from = from.saturating_add(piece.start - stretch.start);
                 if let Step::Stopped(why) = self.settle(self.copy(from, piece)) {
                     stopped = Some(why);
                 }

@@ -171,7 +171,7 @@ pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -
 async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, Rootfs)>, TaskError> {
     let stopwatch = Stopwatch::start("reading the checkpoint");
     let (spec, asker) = (request.spec.clone(), pod.clone());
-    let decided = blocking(move || decide(&spec, &asker.bundle, |name| asker.restored_from(name))).await;
+    let decided = blocking(move || decide(&spec, &asker.bundle, &asker.restored_from())).await;
     let decided = decided.inspect_err(|e| figures::failed(Verb::Restore, &request.spec, e))?;
     let Some(source) = decided else { return Ok(None) };
     let if_failed = source.if_failed;

@@ -82,9 +82,9 @@ impl Pod {
         }
     }
 
-    /// The checkpoint that container `name` of this pod was last restored from.
-    pub(crate) fn restored_from(&self, name: &str) -> Option<String> {
-        self.restored.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    /// The checkpoints that this pod's containers were last restored from, by the containers' names.
+    pub(crate) fn restored_from(&self) -> HashMap<String, String> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembers the checkpoint that container `name` is restored from, so that a crash does not replay it.

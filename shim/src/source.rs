@@ -10,7 +10,7 @@ use ::checkpoint::annotation::{Memory, Otherwise, PodOptions, RestoreRequest, Sc
 use ::checkpoint::config::{Config, ConfigError};
 use ::checkpoint::container_dir::{ContainerDir, ContainerDirError};
 use ::checkpoint::record::Subject;
-use ::checkpoint::reference::Lineage;
+use ::checkpoint::reference::{Lineage, Reference};
 use ::checkpoint::store::{CheckpointDir, Store};
 use log::{info, warn};
 use oci_spec::runtime::Spec;
@@ -104,15 +104,15 @@ pub(crate) fn sandbox(annotations: &HashMap<String, String>) -> Option<(&str, &s
 
 /// Decides where the container of `spec` comes from; `None` is its image. Reads the store, so it blocks.
 ///
-/// `sandbox` is the bundle of the pod's sandbox. `restored_from` tells which checkpoint a container of this sandbox was already restored from: the same is
-/// not used twice, or a crash loop would replay it for ever.
+/// `sandbox` is the bundle of the pod's sandbox. `restored` says which checkpoint each of its containers was already
+/// restored from: the same is not used twice, or a crash loop would replay it for ever.
 ///
 /// # Errors
 /// [`TaskError::Refused`] with every reason.
 pub(crate) fn decide(
     spec: &Spec,
     sandbox: &Path,
-    restored_from: impl Fn(&str) -> Option<String>,
+    restored: &HashMap<String, String>,
 ) -> Result<Option<Source>, TaskError> {
     let Some(annotations) = spec.annotations() else { return Ok(None) };
     let Some(who) = identity(annotations) else { return Ok(None) };
@@ -128,7 +128,7 @@ pub(crate) fn decide(
     let asked = format!(" from {}", request.reference);
     let lineage = options.lineage(who.pod).map_err(|e| refuse(asked.clone(), full(&e)))?;
 
-    match open(&who, &request, &lineage, &options, restored_from) {
+    match open(&who, &request, &lineage, &options, restored) {
         Ok(source) => Ok(source.map(|source| Source { notes, ..source })),
         Err(Obstacle::Missing(why)) if request.if_missing == Otherwise::Start => {
             warn!("container {} starts normally: {why}", who.container);
@@ -161,16 +161,16 @@ fn open(
     request: &RestoreRequest,
     lineage: &Lineage,
     options: &PodOptions,
-    restored_from: impl Fn(&str) -> Option<String>,
+    restored: &HashMap<String, String>,
 ) -> Result<Option<Source>, Obstacle> {
     let broken = |e: &dyn std::error::Error| Obstacle::Broken(None, full(e));
     let config = config().map_err(|e| broken(&e))?;
     let store = Store::open(&config).map_err(|e| broken(&e))?;
     let checkpoint = store
-        .resolve(who.namespace, lineage, &request.reference)
+        .resolve(who.namespace, lineage, &meant(who.container, request, lineage, restored))
         .map_err(|e| if e.is_missing() { Obstacle::Missing(full(&e)) } else { broken(&e) })?;
     let name = checkpoint.name();
-    if restored_from(who.container).as_deref() == Some(&name) {
+    if restored.get(who.container) == Some(&name) {
         info!("container {} was restored from {name} before and starts afresh", who.container);
         return Ok(None);
     }
@@ -194,6 +194,25 @@ fn open(
         options: options.clone(),
         notes: Notes::default(),
     }))
+}
+
+/// The containers of a pod come from one checkpoint: `latest` is the one that another of them was restored from, though
+/// there may be a newer one by now. A container that was itself restored before is started again alone.
+fn meant(
+    container: &str,
+    request: &RestoreRequest,
+    lineage: &Lineage,
+    restored: &HashMap<String, String>,
+) -> Reference {
+    let alone = restored.contains_key(container) || request.scope != Scope::Pod;
+    if alone || request.reference != Reference::Latest {
+        return request.reference.clone();
+    }
+    let of_lineage = |name: &String| {
+        let reference = name.split_once('/')?.1.parse().ok()?;
+        matches!(&reference, Reference::Of { lineage: its, .. } if its == lineage).then_some(reference)
+    };
+    restored.values().find_map(of_lineage).unwrap_or(Reference::Latest)
 }
 
 /// How many threads fill, where memory is to follow: by default as many as there are processors, up to the number
@@ -230,4 +249,27 @@ pub(crate) fn config() -> Result<Config, ConfigError> {
 /// unusual installations.
 fn config_path() -> PathBuf {
     std::env::var_os("THAW_CONFIG").map_or_else(|| Config::PATH.into(), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meant_by(container: &str, asked: &str, restored: &[(&str, &str)]) -> String {
+        let request = PodOptions::parse([("thaw.dev/restore", asked)]).unwrap().for_container(container).unwrap();
+        let restored = restored.iter().map(|(name, from)| ((*name).to_owned(), (*from).to_owned())).collect();
+        meant(container, &request, &"pair".parse().unwrap(), &restored).to_string()
+    }
+
+    #[test]
+    fn containers_that_start_together_come_from_one_checkpoint() {
+        let first = "20261127T040000.000Z-7f3a";
+        let restored = [("a", format!("team/pair/{first}"))];
+        let restored: Vec<_> = restored.iter().map(|(name, from)| (*name, from.as_str())).collect();
+        assert_eq!(meant_by("b", "latest", &[]), "latest");
+        assert_eq!(meant_by("b", "latest", &restored), format!("pair/{first}"));
+        assert_eq!(meant_by("a", "latest", &restored), "latest");
+        let other = format!("team/other/{first}");
+        assert_eq!(meant_by("b", "latest", &[("a", &other)]), "latest");
+    }
 }

@@ -8,6 +8,7 @@ mod apps;
 mod archive;
 mod bundle;
 mod chart;
+mod cold;
 mod command;
 mod copies;
 mod criu;

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use rustix::fs::{Advice, fadvise};
 
 /// A page of memory, and a block of most file systems.
 const BLOCK: usize = 4096;
@@ -62,6 +63,16 @@ pub(crate) fn warm(path: &Path) -> anyhow::Result<()> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let read = std::io::copy(&mut file, &mut std::io::sink());
     read.map(drop).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Takes all files of a directory out of the page cache.
+pub(crate) fn forget(dir: &Path) -> anyhow::Result<()> {
+    // What is still to be written cannot be forgotten.
+    rustix::fs::sync();
+    walk(dir, &mut |path, _| {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        fadvise(&file, 0, None, Advice::DontNeed).with_context(|| format!("cannot forget {}", path.display()))
+    })
 }
 
 /// The bytes of all files in a directory, 0 where there is none.

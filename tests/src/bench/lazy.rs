@@ -22,8 +22,18 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Restores once.
 pub(crate) async fn measure(bench: &Bench, frozen: &Frozen, record: &mut Record) -> anyhow::Result<()> {
-    let pod = frozen.resumed(bench, "lazy")?.annotated(MEMORY, "lazy");
-    let steps = Steps::sandbox(bench, "lazy", pod, record).await?;
+    measure_as("lazy", bench, frozen, record).await
+}
+
+/// The same as the case `case`.
+pub(crate) async fn measure_as(
+    case: &'static str,
+    bench: &Bench,
+    frozen: &Frozen,
+    record: &mut Record,
+) -> anyhow::Result<()> {
+    let pod = frozen.resumed(bench, case)?.annotated(MEMORY, "lazy");
+    let steps = Steps::sandbox(bench, case, pod, record).await?;
     let id = steps.create(&bench.image, record).await?;
     let began = Cell::new(Instant::now());
     steps.start(&id, &began, record).await?;
@@ -35,7 +45,7 @@ pub(crate) async fn measure(bench: &Bench, frozen: &Frozen, record: &mut Record)
         }
         tokio::time::sleep(POLL).await;
     }
-    record.seconds("lazy.filled", began.get().elapsed().as_secs_f64());
+    record.seconds(&format!("{case}.filled"), began.get().elapsed().as_secs_f64());
     steps.verify(&frozen.checksum).await
 }
 

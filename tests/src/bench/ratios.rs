@@ -37,6 +37,9 @@ fn restores(measured: &Measured) -> Vec<(String, f64)> {
         ("residency_vs_criu_eager", "lazy.filled", "criu.running"),
         ("residency_vs_criu_lazy", "lazy.filled", "criu_lazy.filled"),
         ("residency_vs_uffd_limit", "lazy.filled", "limit.uffd_copy"),
+        ("cold_vs_hot", "cold.running", "lazy.running"),
+        ("cold_residency_vs_hot", "cold.filled", "lazy.filled"),
+        ("known_vs_first", "slow.running", "slow_first.running"),
     ];
     let mut ratios = Vec::new();
     for size in measured.numbers("restore") {

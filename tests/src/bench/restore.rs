@@ -17,7 +17,7 @@ use super::podman::Podman;
 use super::record::Record;
 use super::registry::{self, Registry};
 use super::run::{Run, kubelet, remove_pods};
-use super::{archive, command, copies, criu, fresh, image, lazy, limits, runc, thaw};
+use super::{archive, cold, command, copies, criu, fresh, image, lazy, limits, runc, thaw};
 use crate::kubelet::Kubelet;
 use crate::kubelet::cri::api::{ImageSpec, PullImageRequest};
 
@@ -88,6 +88,12 @@ pub(crate) enum Case {
     Thaw,
     /// The same with thaw.dev/memory: lazy.
     Lazy,
+    /// The same with nothing of the checkpoint in the page cache.
+    Cold,
+    /// The same from a slow disk, for the first time.
+    SlowFirst,
+    /// And again: what the first one waited for is known.
+    Slow,
     /// The start of `sleep` under the handler runc.
     Fresh,
     /// CRIU over RPC, bare.
@@ -119,7 +125,14 @@ impl Case {
             Self::Limits => (0.5, 3.0),
             Self::Archive => (4.0, 4.0),
             Self::Image => (6.0, 30.0),
-            Self::Thaw | Self::Lazy | Self::Criu | Self::CriuLazy | Self::Runc | Self::Podman => (2.5, 3.0),
+            Self::SlowFirst | Self::Slow => (3.0, 8.0),
+            Self::Cold
+            | Self::Thaw
+            | Self::Lazy
+            | Self::Criu
+            | Self::CriuLazy
+            | Self::Runc
+            | Self::Podman => (2.5, 3.0),
         };
         fixed + each_gigabyte * gigabytes(megabytes)
     }
@@ -258,11 +271,14 @@ impl Bench {
                 copies::warm(&frozen.dir)?;
             }
             Case::Archive | Case::Image => copies::warm(&frozen.archive)?,
-            Case::Fresh | Case::Podman => {}
+            Case::Cold | Case::SlowFirst | Case::Slow | Case::Fresh | Case::Podman => {}
         }
         match case {
             Case::Thaw => thaw::measure(self, frozen, copies, record).await,
             Case::Lazy => lazy::measure(self, frozen, record).await,
+            Case::Cold => cold::measure(self, frozen, record).await,
+            Case::SlowFirst => return cold::measure_slow_first(self, frozen, record).await,
+            Case::Slow => return cold::measure_slow(self, frozen, record).await,
             Case::Fresh => fresh::measure(self, record).await,
             Case::Criu => criu::measure(self, frozen, record).await,
             Case::CriuLazy => criu::measure_lazy(self, frozen, record).await,
