@@ -2,13 +2,11 @@
 //! Runs ahead of the copies, in their order: asks a slow disk for everything long before it is needed, then maps what has
 //! come.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use criu_rpc::image::ImagesDir;
 
-use crate::fault_order::FaultOrder;
 use crate::image::{Images, ImagesError};
 use crate::pages::Pages;
 use crate::space::{AddressSpace, LATER, Source};
@@ -23,71 +21,73 @@ const NICE: i32 = 19;
 /// The most that is asked for where the kernel does not say how much memory there is, bytes.
 const UNKNOWN: u64 = 1 << 30;
 
-/// Asks the disk for the images in `dir` in the order in which a restore needs them, as long as `wanted` says so: the
-/// small ones, what CRIU loads itself, what is known to be waited for, and where `all` is to be there before the program
-/// runs, everything else. This process gives way to all others from then on, at the disk too: the sandbox is not to wait.
+/// Asks the disk for the images in `dir`, as long as `wanted` says so: the small ones, what CRIU needs first, and everything
+/// else. This process gives way to all others from then on, at the disk too: the sandbox is not to wait.
 ///
 /// # Errors
 /// When an image is missing or damaged.
-pub fn read_ahead(
-    dir: OwnedFd,
-    faults: Option<&File>,
-    all: bool,
-    wanted: impl Fn() -> bool,
-) -> Result<(), ImagesError> {
+pub fn read_ahead(dir: OwnedFd, wanted: impl Fn() -> bool) -> Result<(), ImagesError> {
     give_way();
     read_last();
     let dir = ImagesDir::open(dir);
+    ask_for_small(&dir)?;
+    let images = Images::read(&dir)?;
+    ahead(&images.pages, &steps(&images.at_once, images.spaces.values()), |step| {
+        // What cannot be read is met again by who needs it.
+        let _ = images.pages.wait(step.source, STEP);
+        wanted()
+    });
+    Ok(())
+}
+
+/// Asks the disk for all images but pages.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(crate) fn ask_for_small(dir: &ImagesDir) -> Result<(), ImagesError> {
     for name in dir.names()?.iter().filter(|name| !name.starts_with("pages-")) {
         // Links and others are none of the images.
         if let Ok(file) = dir.open_regular(name) {
             Pages::ask(&file, 0, None);
         }
     }
-    let mut images = Images::read(&dir)?;
-    if let Some(file) = faults {
-        FaultOrder::read(file).apply(&mut images.spaces);
-    }
-    let mut steps = steps(&images.at_once, images.spaces.values());
-    steps.retain(|step| all || step.urgent);
-    ahead(&images.pages, &steps, |step| {
-        // What cannot be read is met again by who needs it.
-        let _ = images.pages.wait(step, STEP);
-        wanted()
-    });
     Ok(())
 }
 
-/// Starts the thread that runs ahead of the copies while the processors have nothing better to do. It ends when it has mapped
-/// everything that is in memory or urgent, or `filling` says that the copies have begun.
+/// Starts the thread that runs ahead of the copies. It ends when it has mapped everything that is in memory or urgent; when
+/// `busy` says that the processors have other work, only what is urgent. What is on the disk and not urgent is read by those
+/// who copy it.
 pub(crate) fn start<'a>(
     pages: Arc<Pages>,
     at_once: &[(Source, u64)],
     spaces: impl Iterator<Item = &'a AddressSpace>,
-    filling: impl Fn() -> bool + Send + 'static,
+    busy: impl Fn() -> bool + Send + 'static,
 ) -> std::io::Result<()> {
     let mut steps = steps(at_once, spaces);
     let thread = std::thread::Builder::new().name("ahead".into());
     let run = move || {
         give_way();
-        steps.retain(|step| step.urgent);
+        steps.retain(|step| step.urgent || pages.hold(step.source, STEP));
         ahead(&pages, &steps, |step| {
-            pages.populate(step, STEP);
-            !filling()
+            let wanted = step.urgent || !busy();
+            if wanted {
+                pages.populate(step.source, STEP);
+            }
+            wanted
         });
     };
     thread.spawn(run).map(drop)
 }
 
 /// Asks for all `steps`, and calls `next` for each when some more are asked for; until it says no.
-fn ahead(pages: &Pages, steps: &[Ahead], mut next: impl FnMut(Source) -> bool) {
+fn ahead(pages: &Pages, steps: &[Ahead], mut next: impl FnMut(&Ahead) -> bool) {
     let asked = steps.iter().map(Some).chain([None; WINDOW]);
     let behind = [None; WINDOW].into_iter().chain(steps.iter().map(Some));
     for (asked, behind) in asked.zip(behind) {
         if let Some(step) = asked {
             pages.read_ahead(step.source, STEP);
         }
-        if behind.is_some_and(|step| !next(step.source)) {
+        if behind.is_some_and(|step| !next(step)) {
             return;
         }
     }

@@ -2,7 +2,7 @@
 //! The threads that copy what nobody has waited for yet, segment by segment, from all processes in turns.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -27,8 +27,6 @@ const STARVED: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Fill {
     pages: Arc<Pages>,
-    /// Until when the threads wait.
-    grace: OnceLock<Instant>,
     work: Mutex<Work>,
     more: Condvar,
     /// Readable when something is in `done` or `failed`.
@@ -45,7 +43,7 @@ struct Work {
 impl Fill {
     pub(crate) fn new(pages: Arc<Pages>) -> Result<Self, Errno> {
         let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { pages, grace: OnceLock::new(), work: Mutex::default(), more: Condvar::new(), news })
+        Ok(Self { pages, work: Mutex::default(), more: Condvar::new(), news })
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
@@ -54,7 +52,7 @@ impl Fill {
 
     /// Starts `threads` threads. They end with the process.
     pub(crate) fn start(self: &Arc<Self>, threads: usize) -> std::io::Result<()> {
-        let grace = *self.grace.get_or_init(|| Instant::now() + GRACE);
+        let grace = Instant::now() + GRACE;
         for _ in 0..threads.max(1) {
             let (fill, mut buffer) = (self.clone(), Buffer::new()?);
             std::thread::Builder::new().name("fill".into()).spawn(move || fill.run(grace, &mut buffer))?;
@@ -79,11 +77,6 @@ impl Fill {
             Some(error) => Err(error),
             None => Ok(std::mem::take(&mut work.done)),
         }
-    }
-
-    /// Whether they were started.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.grace.get().is_some()
     }
 
     /// The next process in turn; in the time of grace the next that is owed something known to be waited for.

@@ -6,7 +6,8 @@
 //! memory that is not its own.
 //!
 //! ```text
-//! keeper → pager   setup: settings; images directory, listening socket, lock of the checkpoint, order of faults
+//! keeper → pager   saved: images directory, order of faults; the pager gets ready and waits
+//! keeper → pager   setup: threads; listening socket, lock of the checkpoint, where to write the order of faults
 //! pager → keeper   hold ID + userfaultfd, release ID, ...
 //! pager → keeper   filled, failed, or abandoned
 //! ```

@@ -37,8 +37,8 @@ pub use self::image::{Images, ImagesError};
 pub use self::keeper::{Figures, Told, hear};
 pub use self::pages::{Pages, PagesError};
 pub use self::protocol::{ProtocolError, Said, listen};
-pub use self::serve::{ServeError, serve};
-pub use self::setup::{Faults, Setup, send_setup};
+pub use self::serve::{Ready, ServeError};
+pub use self::setup::{Saved, Setup, send_saved, send_setup};
 pub use self::space::{AddressSpace, Piece, Source};
 pub use self::task::CopyError;
 
@@ -50,12 +50,16 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 /// The name of the socket in CRIU's work directory. Source: CRIU 4.2 criu/uffd.c, LAZY_PAGES_SOCK_NAME.
 pub const SOCKET: &str = "lazy-pages.socket";
 
-/// Receives a setup from `keeper`, serves it, and tells the keeper what came of it.
+/// Receives the images from `keeper`, then a setup; serves it, and tells the keeper what came of it. Ends as well when the
+/// keeper goes away.
 #[must_use]
 pub fn run(keeper: OwnedFd) -> ExitCode {
     allow_many_descriptors();
     let Ok(told) = rustix::io::dup(&keeper) else { return ExitCode::FAILURE };
-    let (message, code) = match Setup::receive(keeper).map(serve) {
+    // Who is told of images that are of no use comes with the setup.
+    let ready = Saved::receive(&keeper).map(Ready::new);
+    let served = ready.and_then(|ready| Ok((ready, Setup::receive(keeper)?)));
+    let (message, code) = match served.map(|(ready, setup)| ready.and_then(|ready| ready.serve(setup))) {
         Ok(Ok(figures)) => (Told::Filled(figures), ExitCode::SUCCESS),
         Ok(Err(ServeError::Abandoned)) => (Told::Abandoned, ExitCode::FAILURE),
         Ok(Err(error)) => (Told::Failed(in_full(&error)), ExitCode::FAILURE),

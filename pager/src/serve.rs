@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use criu_rpc::image::ImagesDir;
@@ -25,7 +25,7 @@ use crate::image::{Images, ImagesError};
 use crate::keeper::{Figures, Told, tell};
 use crate::pages::Pages;
 use crate::protocol::{ProtocolError, Said, listen};
-use crate::setup::{Faults, Setup};
+use crate::setup::{Saved, Setup};
 use crate::space::AddressSpace;
 use crate::task::{CopyError, Stopped, Task};
 
@@ -70,41 +70,64 @@ fn kernel<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ServeErro
     move |source| ServeError::Kernel { what, source: source.into() }
 }
 
-/// Serves one restore until all memory is there, or all processes have ended.
-///
-/// # Errors
-/// Why not. The processes must be killed then: what they still wait for will not come.
-pub fn serve(setup: Setup) -> Result<Figures, ServeError> {
-    let mut images = Images::read(&ImagesDir::open(setup.images))?;
-    if let Faults::Known(file) = &setup.faults {
-        FaultOrder::read(file).apply(&mut images.spaces);
+/// A pager that knows its images and has no restore yet. While it waits it maps what is in the page cache.
+#[derive(Debug)]
+pub struct Ready {
+    images: Images,
+    pages: Arc<Pages>,
+    /// The restore has begun: the processors are no longer idle.
+    begun: Arc<AtomicBool>,
+}
+
+impl Ready {
+    /// Reads the images, and begins to read ahead.
+    ///
+    /// # Errors
+    /// When the images are of no use, or the kernel has no thread.
+    pub fn new(saved: Saved) -> Result<Self, ServeError> {
+        let dir = ImagesDir::open(saved.images);
+        crate::ahead::ask_for_small(&dir)?;
+        let mut images = Images::read(&dir)?;
+        if let Some(file) = &saved.order {
+            FaultOrder::read(file).apply(&mut images.spaces);
+        }
+        let pages = Arc::new(std::mem::take(&mut images.pages));
+        let begun = Arc::new(AtomicBool::new(false));
+        let busy = begun.clone();
+        let busy = move || busy.load(Ordering::Relaxed);
+        crate::ahead::start(pages.clone(), &images.at_once, images.spaces.values(), busy)
+            .map_err(kernel("start reading ahead"))?;
+        Ok(Self { images, pages, begun })
     }
-    let bytes = images.spaces.values().map(AddressSpace::owed).sum();
-    let pages = Arc::new(images.pages);
-    let fill = Arc::new(Fill::new(pages.clone()).map_err(kernel("make an eventfd"))?);
-    let begun = fill.clone();
-    crate::ahead::start(pages.clone(), &images.at_once, images.spaces.values(), move || begun.has_begun())
-        .map_err(kernel("start reading ahead"))?;
-    let mut server = Server {
-        epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(kernel("make an epoll"))?,
-        keeper: setup.keeper,
-        fill,
-        pages,
-        spaces: images.spaces,
-        connection: None,
-        restored: None,
-        tasks: HashMap::new(),
-        again: HashMap::new(),
-        next: FIRST,
-        order: FaultOrder::default(),
-        figures: Figures { bytes, ..Figures::default() },
-    };
-    let figures = server.run(&setup.listener, setup.threads)?;
-    if let Faults::Wanted(file) = &setup.faults {
-        // All memory is there; the next restore goes without.
-        let _ = server.order.write(file);
+
+    /// Serves one restore until all memory is there, or all processes have ended.
+    ///
+    /// # Errors
+    /// Why not. The processes must be killed then: what they still wait for will not come.
+    pub fn serve(self, setup: Setup) -> Result<Figures, ServeError> {
+        self.begun.store(true, Ordering::Relaxed);
+        let bytes = self.images.spaces.values().map(AddressSpace::owed).sum();
+        let mut server = Server {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(kernel("make an epoll"))?,
+            keeper: setup.keeper,
+            fill: Arc::new(Fill::new(self.pages.clone()).map_err(kernel("make an eventfd"))?),
+            pages: self.pages,
+            spaces: self.images.spaces,
+            connection: None,
+            restored: None,
+            tasks: HashMap::new(),
+            again: HashMap::new(),
+            next: FIRST,
+            order: FaultOrder::default(),
+            figures: Figures { bytes, ..Figures::default() },
+        };
+        let figures = server.run(&setup.listener, setup.threads)?;
+        if let Some(file) = &setup.wanted {
+            // All memory is there; the next restore goes without.
+            let _ = server.order.write(file);
+        }
+        Ok(figures)
     }
-    Ok(figures)
 }
 
 struct Server {

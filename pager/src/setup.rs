@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pager is given by who starts it, over the socket that is its standard input.
+//! What a pager is given by who starts it, over the socket that is its standard input: first the images, which it gets
+//! ready while the restore is only on its way, then what belongs to the restore.
 
 use std::fs::File;
 use std::io;
@@ -7,11 +8,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::keeper::{receive, send};
 
+/// What a checkpoint holds of one container.
+#[derive(Debug)]
+pub struct Saved {
+    /// The directory of the images.
+    pub images: OwnedFd,
+    /// In which order pages were waited for, if that is known.
+    pub order: Option<File>,
+}
+
 /// What one restore needs.
 #[derive(Debug)]
 pub struct Setup {
-    /// The directory of the images.
-    pub images: OwnedFd,
     /// `lazy-pages.socket`, listening.
     pub listener: OwnedFd,
     /// Keeps the checkpoint from being removed.
@@ -20,26 +28,30 @@ pub struct Setup {
     pub keeper: OwnedFd,
     /// How many threads fill.
     pub threads: usize,
-    /// What is known of the order in which pages will be waited for.
-    pub faults: Faults<File>,
+    /// Where the order of faults is to be written when all memory is there.
+    pub wanted: Option<File>,
 }
 
-/// The order in which pages are waited for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Faults<F> {
-    /// Nobody wants to know.
-    #[default]
-    Unknown,
-    /// It will be as in this file.
-    Known(F),
-    /// It is to be written into this file when all memory is there.
-    Wanted(F),
+/// The first byte of each message.
+const SAVED: u8 = 1;
+const SETUP: u8 = 2;
+
+fn invalid() -> io::Error {
+    io::ErrorKind::InvalidData.into()
 }
 
-/// Faults as one byte.
-const UNKNOWN: u8 = 0;
-const KNOWN: u8 = 1;
-const WANTED: u8 = 2;
+/// Sends the images, and the order of faults where it is known.
+///
+/// # Errors
+/// What the kernel says.
+pub fn send_saved(
+    socket: impl AsFd,
+    images: BorrowedFd<'_>,
+    order: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let fds: Vec<_> = [images].into_iter().chain(order).collect();
+    send(socket, &[SAVED], &fds)
+}
 
 /// Sends a setup, without its keeper.
 ///
@@ -47,43 +59,47 @@ const WANTED: u8 = 2;
 /// What the kernel says.
 pub fn send_setup(
     socket: impl AsFd,
-    images: impl AsFd,
-    listener: impl AsFd,
-    lock: impl AsFd,
+    listener: BorrowedFd<'_>,
+    lock: BorrowedFd<'_>,
     threads: usize,
-    faults: Faults<BorrowedFd<'_>>,
+    wanted: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let mut fds = vec![images.as_fd(), listener.as_fd(), lock.as_fd()];
-    let (kind, file) = match faults {
-        Faults::Unknown => (UNKNOWN, None),
-        Faults::Known(file) => (KNOWN, Some(file)),
-        Faults::Wanted(file) => (WANTED, Some(file)),
-    };
-    fds.extend(file);
-    let bytes: Vec<u8> = (threads as u64).to_le_bytes().into_iter().chain([kind]).collect();
+    let fds: Vec<_> = [listener, lock].into_iter().chain(wanted).collect();
+    let bytes: Vec<u8> = [SETUP].into_iter().chain((threads as u64).to_le_bytes()).collect();
     send(socket, &bytes, &fds)
+}
+
+impl Saved {
+    /// Receives it from `keeper`.
+    ///
+    /// # Errors
+    /// What the kernel says; `InvalidData` for anything else.
+    pub fn receive(keeper: impl AsFd) -> io::Result<Self> {
+        let (bytes, fds) = receive(keeper)?;
+        let mut fds = fds.into_iter();
+        match (bytes.as_slice(), fds.next(), fds.next(), fds.next()) {
+            ([SAVED], Some(images), order, None) => Ok(Self { images, order: order.map(File::from) }),
+            _ => Err(invalid()),
+        }
+    }
 }
 
 impl Setup {
     /// Receives it from `keeper`.
     ///
     /// # Errors
-    /// What the kernel says; `InvalidData` for anything but a setup.
+    /// What the kernel says; `InvalidData` for anything but a setup, and where the keeper has gone.
     pub fn receive(keeper: OwnedFd) -> io::Result<Self> {
-        let invalid = || io::Error::from(io::ErrorKind::InvalidData);
         let (bytes, fds) = receive(&keeper)?;
-        let (threads, kind) = bytes.split_first_chunk().ok_or_else(invalid)?;
-        let threads = usize::try_from(u64::from_le_bytes(*threads)).map_err(|_| invalid())?;
+        let [SETUP, threads @ ..] = bytes.as_slice() else { return Err(invalid()) };
+        let threads = threads.try_into().map(u64::from_le_bytes).map_err(|_| invalid())?;
+        let threads = usize::try_from(threads).map_err(|_| invalid())?;
         let mut fds = fds.into_iter();
-        let (Some(images), Some(listener), Some(lock)) = (fds.next(), fds.next(), fds.next()) else {
-            return Err(invalid());
-        };
-        let faults = match (kind, fds.next().map(File::from)) {
-            ([UNKNOWN], None) => Faults::Unknown,
-            ([KNOWN], Some(file)) => Faults::Known(file),
-            ([WANTED], Some(file)) => Faults::Wanted(file),
-            _ => return Err(invalid()),
-        };
-        Ok(Self { images, listener, lock, keeper, threads, faults })
+        match (fds.next(), fds.next(), fds.next(), fds.next()) {
+            (Some(listener), Some(lock), wanted, None) => {
+                Ok(Self { listener, lock, keeper, threads, wanted: wanted.map(File::from) })
+            }
+            _ => Err(invalid()),
+        }
     }
 }

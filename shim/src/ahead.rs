@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What begins as soon as there is a sandbox whose pod asks for a restore, while containerd still makes its network and
-//! looks for images: a slow disk reads the checkpoint, and CRIU finds out what the kernel can do if it does not know.
+//! looks for images: a slow disk reads the checkpoint, or the pager gets ready, and CRIU finds out what the kernel can do if
+//! it does not know.
 //!
 //! All of it is only a matter of time: what fails here is met again, and told, where it is needed.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::checkpoint::annotation::{Memory, PodOptions};
 use ::checkpoint::config::Config;
-use ::checkpoint::fault_orders::FaultOrders;
-use ::checkpoint::store::{CheckpointDir, Store};
+use ::checkpoint::container_dir::ContainerDir;
+use ::checkpoint::store::Store;
 use criu_rpc::Swrk;
 use log::debug;
 use oci_spec::runtime::Spec;
@@ -24,13 +25,12 @@ use rustix::process::getppid;
 
 use crate::error::full;
 use crate::notes::Notes;
+use crate::pod::Pod;
 use crate::source;
+use crate::waiting_pager::WaitingPager;
 
-/// What the shim's program is called with to read one container's images ahead: their directory is its standard input,
-/// and its standard output the order of faults, if there is one.
+/// What the shim's program is called with to read one container's images ahead: their directory is its standard input.
 pub(crate) const COMMAND: &str = "ahead";
-/// Then: also what can follow while the program runs.
-const ALL: &str = "all";
 
 /// What CRIU knows of the kernel until the next boot. Source: CRIU 4.2 criu/kerndat.c, KERNDAT_CACHE_FILE.
 const CRIU_KNOWS: &str = "/run/criu.kdat";
@@ -38,7 +38,7 @@ const CRIU_KNOWS: &str = "/run/criu.kdat";
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Begins, if `spec` is that of such a sandbox.
-pub(crate) fn begin(spec: &Spec) {
+pub(crate) fn begin(pod: &Arc<Pod>, spec: &Spec) {
     let annotations = spec.annotations().clone().unwrap_or_default();
     if source::sandbox(&annotations).is_none() {
         return;
@@ -49,8 +49,9 @@ pub(crate) fn begin(spec: &Spec) {
     if options.references().next().is_none() {
         return;
     }
+    let pod = pod.clone();
     let run = move || {
-        if let Err(e) = prepare(&annotations, &options) {
+        if let Err(e) = prepare(&pod, &annotations, &options) {
             debug!("nothing is read ahead: {e}");
         }
     };
@@ -58,17 +59,26 @@ pub(crate) fn begin(spec: &Spec) {
     drop(std::thread::Builder::new().name("ahead".into()).spawn(run));
 }
 
-fn prepare(annotations: &HashMap<String, String>, options: &PodOptions) -> Result<(), String> {
-    let Some((namespace, pod)) = source::sandbox(annotations) else { return Ok(()) };
+fn prepare(pod: &Pod, annotations: &HashMap<String, String>, options: &PodOptions) -> Result<(), String> {
+    let Some((namespace, name)) = source::sandbox(annotations) else { return Ok(()) };
     let config = source::config().map_err(|e| full(&e))?;
     let store = Store::open(&config).map_err(|e| full(&e))?;
-    let lineage = options.lineage(pod).map_err(|e| full(&e))?;
+    let lineage = options.lineage(name).map_err(|e| full(&e))?;
     let memory = options.memory().unwrap_or(config.memory);
     for (reference, container) in options.references() {
         let checkpoint = store.resolve(namespace, &lineage, reference).map_err(|e| full(&e))?;
         let all = checkpoint.manifest().containers.keys().map(String::as_str);
         let wanted = |name: &&str| container.is_none_or(|only| only == *name);
-        all.filter(wanted).try_for_each(|container| spawn(&checkpoint, container, memory))?;
+        for container in all.filter(wanted) {
+            let dir = checkpoint.container(container).map_err(|e| full(&e))?;
+            match memory {
+                Memory::Eager => spawn(&dir)?,
+                Memory::Lazy => {
+                    let pager = WaitingPager::start(&checkpoint, container, &dir).map_err(|e| full(&e))?;
+                    pod.waiting_pagers.put(container, pager);
+                }
+            }
+        }
     }
     teach(config)
 }
@@ -83,20 +93,17 @@ fn teach(config: Config) -> Result<(), String> {
 }
 
 /// Starts the process that reads the images of one container: a disk that hangs must not hold the shim.
-fn spawn(checkpoint: &CheckpointDir, container: &str, memory: Memory) -> Result<(), String> {
-    let dir = checkpoint.container(container).map_err(|e| full(&e))?;
+fn spawn(dir: &ContainerDir) -> Result<(), String> {
     let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let images = rustix::fs::openat(dir.images_dir(), ".", readable, Mode::empty()).map_err(|e| full(&e))?;
-    let order = FaultOrders::default().find(&checkpoint.name(), container);
     // It is reaped like every child.
     let started = Command::new("/proc/self/exe")
         .arg0("thaw-ahead")
         .arg(COMMAND)
-        .args((memory == Memory::Eager).then_some(ALL))
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(images))
-        .stdout(order.map_or_else(Stdio::null, Stdio::from))
+        .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
     started.map(drop).map_err(|e| full(&e))
@@ -104,10 +111,8 @@ fn spawn(checkpoint: &CheckpointDir, container: &str, memory: Memory) -> Result<
 
 /// The life of such a process. It ends with its shim.
 pub(crate) fn read() -> ExitCode {
-    let (shim, own) = (getppid(), |fd: std::io::Result<OwnedFd>| fd.ok());
-    let images = own(std::io::stdin().as_fd().try_clone_to_owned());
-    let order = own(std::io::stdout().as_fd().try_clone_to_owned()).map(File::from);
-    let all = std::env::args_os().nth(2).is_some_and(|argument| argument == ALL);
-    let done = images.map(|images| ::pager::read_ahead(images, order.as_ref(), all, || getppid() == shim));
+    let shim = getppid();
+    let images = std::io::stdin().as_fd().try_clone_to_owned();
+    let done = images.ok().map(|images| ::pager::read_ahead(images, || getppid() == shim));
     if matches!(done, Some(Ok(()))) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ::checkpoint::annotation::{Otherwise, PodOptions};
 use ::checkpoint::plan::{Host, NewContainer, NewNetwork, Refused, plan, resolve_destinations};
@@ -41,6 +41,7 @@ use crate::state::State;
 use crate::stdio::Wiring;
 use crate::stopwatch::Stopwatch;
 use crate::volumes::volumes;
+use crate::waiting_pager::WaitingPager;
 
 /// Creates a container; returns its pid, 0 when it is to be restored.
 ///
@@ -62,7 +63,7 @@ pub(crate) async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<i32
     let options = RuntimeOptions::decode(req.options.as_ref())?;
     options.save(&bundle).await?;
     let request = Request { namespace: pod.namespace.clone(), options, bundle, spec, req };
-    ahead::begin(&request.spec);
+    ahead::begin(pod, &request.spec);
     members::note(&pod.bundle, &request.req.id, cgroup_path(&request.spec).as_deref())?;
     let created = make(pod, &request).await;
     if created.is_err() {
@@ -172,10 +173,12 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
     let stopwatch = Stopwatch::start("reading the checkpoint");
     let (spec, asker) = (request.spec.clone(), pod.clone());
     let decided = blocking(move || decide(&spec, &asker.bundle, &asker.restored_from())).await;
+    // Whatever was decided: nobody else wants it.
+    let waiting = name(&request.spec).and_then(|name| pod.waiting_pagers.take(&name));
     let decided = decided.inspect_err(|e| figures::failed(Verb::Restore, &request.spec, e))?;
     let Some(source) = decided else { return Ok(None) };
     let if_failed = source.if_failed;
-    let planned = plan_restore(pod, request, source, stopwatch).await;
+    let planned = plan_restore(pod, request, source, waiting, stopwatch).await;
     match planned.inspect_err(|e| figures::failed(Verb::Restore, &request.spec, e)) {
         Err(e) if if_failed == Otherwise::Start => {
             warn!("the container starts normally, as thaw.dev/if-failed says: {e}");
@@ -185,10 +188,16 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
     }
 }
 
+/// The container's name in its pod.
+fn name(spec: &Spec) -> Option<String> {
+    spec.annotations().as_ref().and_then(identity).map(|who| who.container.to_owned())
+}
+
 async fn plan_restore(
     pod: &Arc<Pod>,
     request: &Request,
     source: Source,
+    waiting: Option<WaitingPager>,
     stopwatch: Stopwatch,
 ) -> Result<(Prepared, Rootfs), TaskError> {
     stopwatch.next("mounting the root file system");
@@ -204,8 +213,15 @@ async fn plan_restore(
     let rootfs = Rootfs::mount(&request.req.rootfs, target, layer).await?;
     stopwatch.next("planning");
     let (spec, at) = (request.spec.clone(), rootfs.path().to_owned());
-    let plan = blocking(move || judge(&spec, &at, &source).map(|plan| (plan, source))).await;
-    let (plan, mut source) = plan?;
+    let judged = move || {
+        let plan = judge(&spec, &at, &source)?;
+        let pager = match waiting.filter(|pager| pager.is_of(&source.name())) {
+            None if source.fill_threads.is_some() => Some(source.pager()?),
+            pager => pager,
+        };
+        Ok((plan, source, pager))
+    };
+    let (plan, mut source, pager) = blocking(judged).await?;
     source.images.forget_judged();
     let prepared = Prepared {
         source,
@@ -213,6 +229,7 @@ async fn plan_restore(
         runtime_root: request.options.root(&request.namespace),
         systemd_cgroup: request.options.systemd_cgroup(),
         filled: pod.filled.clone(),
+        pager: Mutex::new(pager),
         stopwatch,
     };
     prepared.stopwatch.next("containerd: from Create to Start");

@@ -14,22 +14,19 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ::checkpoint::fault_orders::FaultOrders;
-use ::pager::{Faults, SOCKET, Told, hear, send_setup};
+use ::pager::{SOCKET, Told, hear};
 use log::{debug, error, info, warn};
 use rustix::fs::{MemfdFlags, OFlags};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, socketpair,
-};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -37,9 +34,7 @@ use crate::container::Container;
 use crate::error::TaskError;
 use crate::source::Source;
 use crate::state::State;
-
-/// What the shim's program is called with to be a pager.
-pub(crate) const COMMAND: &str = "pager";
+use crate::waiting_pager::WaitingPager;
 
 /// How long a pager may take to see that nobody is left to want memory.
 const END: Duration = Duration::from_secs(2);
@@ -82,49 +77,37 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    /// Starts a pager of `threads` threads over `images`, which CRIU will find in its work directory `work`.
+    /// Has `pager` begin with `threads` threads; CRIU will find it in its work directory `work`.
     ///
     /// # Errors
-    /// When the socket or the process cannot be made.
+    /// When the socket or a process cannot be made.
     pub(crate) fn start(
         container: &Arc<Container>,
         source: &Source,
-        images: &OwnedFd,
+        pager: WaitingPager,
         work: &OwnedFd,
         threads: usize,
     ) -> Result<Self, TaskError> {
-        let failed = |what: &'static str| TaskError::io::<rustix::io::Errno>(what);
-        let listener = listener(work).map_err(failed("make the socket for lazy pages"))?;
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(failed("make the pager's socket"))?;
-        // The program may have been replaced on disk meanwhile: this one is meant. It is reaped like every child.
-        let child = Command::new("/proc/self/exe")
-            .arg0("thaw-pager")
-            .arg(COMMAND)
-            .env_clear()
-            .current_dir("/")
-            .process_group(0)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(TaskError::io("start the pager"))?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pidfd = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let listener =
+            listener(work).map_err(TaskError::io::<rustix::io::Errno>("make the socket for lazy pages"))?;
+        let lock = source.checkpoint.lock();
+        let mut pager = pager;
+        let mut record = Record::of(source, &pager);
+        if let Err(e) = pager.begin(&listener, lock, threads, record.wanted.as_ref()) {
+            warn!("the pager died before it was needed ({e}); another one is started");
+            pager = source.pager()?;
+            record = Record::of(source, &pager);
+            pager
+                .begin(&listener, lock, threads, record.wanted.as_ref())
+                .map_err(TaskError::io("set the pager up"))?;
+        }
+        let WaitingPager { socket: ours, pidfd, .. } = pager;
         let filling = Arc::new(Filling {
             memory: watch::Sender::new(Memory::Filling),
-            pidfd: pidfd.map_err(failed("watch the pager"))?,
+            pidfd,
             unwanted: AtomicBool::new(false),
         });
         let started = Self { filling: filling.clone(), kept: false };
-        // What CRIU opens may be a descriptor that only names the directory.
-        let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let images = rustix::fs::openat(images, ".", readable, rustix::fs::Mode::empty());
-        let images = images.map_err(failed("open the images"))?;
-        let record = Record::of(source);
-        send_setup(&ours, images, &listener, source.checkpoint.lock(), threads, record.faults())
-            .map_err(TaskError::io("set the pager up"))?;
         let (container, runtime) = (container.clone(), Handle::current());
         let keeper = std::thread::Builder::new().name("keeper".into());
         let kept = keeper.spawn(move || {
@@ -203,36 +186,24 @@ impl Filling {
     }
 }
 
-/// The order in which the pages of a checkpoint are waited for: known from an earlier restore, or to be written into
-/// memory, for the pager has no time for a disk.
+/// The order in which the pages of a checkpoint are waited for, where it is not known from an earlier restore: to be written
+/// into memory, for the pager has no time for a disk.
 struct Record {
     checkpoint: String,
     container: String,
-    faults: Faults<File>,
+    wanted: Option<File>,
 }
 
 impl Record {
-    fn of(source: &Source) -> Self {
-        let (checkpoint, container) = (source.name(), source.container.clone());
-        let wanted = || rustix::fs::memfd_create("fault-order", MemfdFlags::CLOEXEC);
-        let faults = match FaultOrders::default().find(&checkpoint, &container) {
-            Some(file) => Faults::Known(file),
-            None => wanted().map_or(Faults::Unknown, |file| Faults::Wanted(file.into())),
-        };
-        Self { checkpoint, container, faults }
-    }
-
-    fn faults(&self) -> Faults<BorrowedFd<'_>> {
-        match &self.faults {
-            Faults::Known(file) => Faults::Known(file.as_fd()),
-            Faults::Wanted(file) => Faults::Wanted(file.as_fd()),
-            Faults::Unknown => Faults::Unknown,
-        }
+    fn of(source: &Source, pager: &WaitingPager) -> Self {
+        let file = || rustix::fs::memfd_create("fault-order", MemfdFlags::CLOEXEC).ok();
+        let wanted = if pager.knows_order { None } else { file().map(File::from) };
+        Self { checkpoint: source.name(), container: source.container.clone(), wanted }
     }
 
     /// The pager has written what there was to write.
     fn keep(self) {
-        let Faults::Wanted(mut file) = self.faults else { return };
+        let Some(mut file) = self.wanted else { return };
         let mut order = Vec::new();
         let kept =
             file.rewind().and_then(|()| file.read_to_end(&mut order)).and_then(|length| match length {

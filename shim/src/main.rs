@@ -77,6 +77,7 @@ mod unfreezable;
 mod untar;
 mod vfork;
 mod volumes;
+mod waiting_pager;
 
 /// The name that containerd knows this runtime by in `-info` and in logs.
 const RUNTIME_ID: &str = "io.containerd.thaw.v1";
@@ -109,7 +110,7 @@ fn main() -> std::process::ExitCode {
         idmap::hold();
         return std::process::ExitCode::SUCCESS;
     }
-    if first.as_ref().is_some_and(|argument| argument == filling::COMMAND) {
+    if first.as_ref().is_some_and(|argument| argument == waiting_pager::COMMAND) {
         return filling::pager();
     }
     if first.as_ref().is_some_and(|argument| argument == ahead::COMMAND) {

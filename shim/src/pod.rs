@@ -10,6 +10,7 @@ use crate::error::TaskError;
 use crate::events::Events;
 use crate::oom::PodKills;
 use crate::volumes::FilledFrom;
+use crate::waiting_pager::WaitingPagers;
 
 /// Everything the shim knows.
 pub(crate) struct Pod {
@@ -21,6 +22,8 @@ pub(crate) struct Pod {
     pub(crate) events: Events,
     /// Which of the pod's volumes hold what checkpoint.
     pub(crate) filled: FilledFrom,
+    /// Pagers whose containers are still to be created.
+    pub(crate) waiting_pagers: WaitingPagers,
     /// What the kernel has killed for memory in all of it.
     pub(crate) kills: PodKills,
     containers: Mutex<HashMap<String, Arc<Container>>>,
@@ -33,7 +36,8 @@ impl Pod {
         let namespace = namespace.to_owned();
         let (containers, restored) = (Mutex::default(), Mutex::default());
         let (filled, kills) = (FilledFrom::default(), PodKills::default());
-        Self { namespace, bundle, events, filled, kills, containers, restored }
+        let waiting_pagers = WaitingPagers::default();
+        Self { namespace, bundle, events, filled, waiting_pagers, kills, containers, restored }
     }
 
     /// The container with containerd's `id`.

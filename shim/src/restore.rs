@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::checkpoint::container_log::Written;
@@ -39,6 +39,7 @@ use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::stopwatch::Stopwatch;
 use crate::volumes::{Filled, FilledFrom};
+use crate::waiting_pager::WaitingPager;
 use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, threads, untar};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
@@ -57,6 +58,8 @@ pub(crate) struct Prepared {
     pub(crate) systemd_cgroup: bool,
     /// Which of the pod's volumes hold what checkpoint.
     pub(crate) filled: FilledFrom,
+    /// What brings its memory while it runs, until the restore begins.
+    pub(crate) pager: Mutex<Option<WaitingPager>>,
     /// Where the time goes.
     pub(crate) stopwatch: Stopwatch,
 }
@@ -222,7 +225,7 @@ fn beside(
 ) -> Result<Beside, TaskError> {
     let Prepared { source, plan, .. } = prepared;
     let images = private_images(container, prepared, workspace)?;
-    let pager = start_pager(container, source, &images, workspace)?;
+    let pager = start_pager(container, prepared, workspace)?;
     let rootfs = container.bundle.join("rootfs");
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
     nodes::create(&rootfs, &plan.devices).map_err(prepared.failed("making the device nodes"))?;
@@ -306,12 +309,12 @@ fn step_after(event: &Event) -> Option<&'static str> {
 /// The pager, where memory is to follow.
 fn start_pager(
     container: &Arc<Container>,
-    source: &Source,
-    images: &OwnedFd,
+    prepared: &Prepared,
     workspace: &Workspace,
 ) -> Result<Option<Started>, TaskError> {
-    let Some(threads) = source.fill_threads else { return Ok(None) };
-    Started::start(container, source, images, &workspace.open()?, threads).map(Some)
+    let waiting = prepared.pager.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some((waiting, threads)) = waiting.zip(prepared.source.fill_threads) else { return Ok(None) };
+    Started::start(container, &prepared.source, waiting, &workspace.open()?, threads).map(Some)
 }
 
 /// The images as they must be in the new pod.

@@ -18,6 +18,7 @@ use oci_spec::runtime::Spec;
 use crate::error::{TaskError, full};
 use crate::frozen::Images;
 use crate::notes::Notes;
+use crate::waiting_pager::WaitingPager;
 
 /// Annotations that containerd's CRI writes into each spec; pods cannot forge them.
 ///
@@ -57,6 +58,14 @@ impl Source {
     /// `NAMESPACE/LINEAGE/ID`.
     pub(crate) fn name(&self) -> String {
         self.checkpoint.name()
+    }
+
+    /// A pager for it.
+    ///
+    /// # Errors
+    /// When its process cannot be made.
+    pub(crate) fn pager(&self) -> Result<WaitingPager, TaskError> {
+        WaitingPager::start(&self.checkpoint, &self.container, &self.dir)
     }
 }
 
@@ -256,7 +265,8 @@ mod tests {
     use super::*;
 
     fn meant_by(container: &str, asked: &str, restored: &[(&str, &str)]) -> String {
-        let request = PodOptions::parse([("thaw.dev/restore", asked)]).unwrap().for_container(container).unwrap();
+        let request =
+            PodOptions::parse([("thaw.dev/restore", asked)]).unwrap().for_container(container).unwrap();
         let restored = restored.iter().map(|(name, from)| ((*name).to_owned(), (*from).to_owned())).collect();
         meant(container, &request, &"pair".parse().unwrap(), &restored).to_string()
     }

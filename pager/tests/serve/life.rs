@@ -6,7 +6,7 @@ use std::io::{Read, Seek, Write};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use pager::{FaultOrder, Faults, Told, hear};
+use pager::{FaultOrder, Told, hear};
 
 use crate::support::{Heard, Node, keep};
 
@@ -70,9 +70,10 @@ fn several_restores_are_served_at_once() {
 }
 
 /// One life of a process, whose memory is compared; the pager knows the order of faults or writes it down.
-fn live_with(seed: u64, faults: Faults<File>) {
+fn live_with(seed: u64, order: Option<&File>, wanted: Option<&File>) {
     let node = Node::new();
-    let (served, keeper) = node.serve_with(2, faults);
+    let [order, wanted] = [order, wanted].map(|file| file.map(|file| file.try_clone().unwrap()));
+    let (served, keeper) = node.serve_with(2, order, wanted);
     let heard = std::thread::spawn(move || keep(&keeper));
     let restored = node.restored(seed, 150, 20);
     served.join().unwrap().unwrap();
@@ -83,12 +84,12 @@ fn live_with(seed: u64, faults: Faults<File>) {
 #[test]
 fn what_a_process_waits_for_is_written_down_and_the_next_one_is_right_with_it() {
     let mut file = tempfile::tempfile().unwrap();
-    live_with(30, Faults::Wanted(file.try_clone().unwrap()));
+    live_with(30, None, Some(&file));
     file.rewind().unwrap();
     assert_ne!(FaultOrder::read(&file), FaultOrder::default());
     for seed in 30..33 {
         file.rewind().unwrap();
-        live_with(seed, Faults::Known(file.try_clone().unwrap()));
+        live_with(seed, Some(&file), None);
     }
 }
 
@@ -106,7 +107,7 @@ fn an_order_of_faults_that_is_wrong_in_any_way_changes_no_page() {
             file.write_all(&page.to_le_bytes()).unwrap();
         }
         file.rewind().unwrap();
-        live_with(seed, Faults::Known(file));
+        live_with(seed, Some(&file), None);
     }
 }
 
@@ -154,4 +155,14 @@ fn a_pager_that_is_killed_leaves_nobody_with_wrong_memory() {
         drop(held);
     }
     assert!(waited > 0, "the pager was never killed before its work was done");
+}
+
+#[test]
+fn a_pager_whose_restore_never_begins_ends_with_its_keeper() {
+    let node = Node::new();
+    let (mut waiting, keeper) = node.waiting();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(waiting.try_wait().unwrap().is_none());
+    drop(keeper);
+    waiting.wait().unwrap();
 }

@@ -110,21 +110,29 @@ fn a_process_that_is_not_in_the_images_or_comes_twice_is_an_error() {
     }
 }
 
-#[test]
-fn anything_but_a_setup_is_refused() {
+/// The other end of a socket that a message with these bytes and so many descriptors came over, and no more.
+fn said(bytes: &[u8], fds: usize) -> OwnedFd {
     let null = std::fs::File::open("/dev/null").unwrap();
-    for (bytes, fds) in
-        [(&[][..], 0), (&[2; 8], 3), (&[2; 9], 2), (&[2, 0, 0, 0, 0, 0, 0, 0, 0], 4), (&[9; 9], 4)]
-    {
-        let (ours, theirs) = pair();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = vec![null.as_fd(); fds];
-        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&fds)));
-        sendmsg(&ours, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
-        drop(ours);
-        assert!(pager::Setup::receive(theirs).is_err(), "{bytes:?}");
+    let (ours, theirs) = pair();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = vec![null.as_fd(); fds];
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(&ours, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+    theirs
+}
+
+#[test]
+fn anything_but_images_and_then_a_setup_is_refused() {
+    for (bytes, fds) in [(&[][..], 0), (&[1], 0), (&[1], 3), (&[2], 1), (&[1, 1], 1)] {
+        assert!(pager::Saved::receive(said(bytes, fds)).is_err(), "{bytes:?}");
     }
+    let threads = [2, 1, 0, 0, 0, 0, 0, 0, 0];
+    for (bytes, fds) in [(&[][..], 0), (&threads, 1), (&threads, 4), (&threads[1..], 2), (&[1; 9], 2)] {
+        assert!(pager::Setup::receive(said(bytes, fds)).is_err(), "{bytes:?}");
+    }
+    assert!(pager::Saved::receive(said(&[1], 2)).unwrap().order.is_some());
+    assert_eq!(pager::Setup::receive(said(&threads, 2)).unwrap().threads, 1);
 }
 
 #[test]

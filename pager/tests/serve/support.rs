@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use std::thread::JoinHandle;
 
 use criu_rpc::image::{ImageFile, Kind, Message, Tag};
-use pager::{Faults, Figures, ServeError, Setup, Told, hear, send_setup, serve};
+use pager::{Figures, Ready, Saved, ServeError, Setup, Told, hear, send_saved, send_setup};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tempfile::TempDir;
 
@@ -92,24 +92,31 @@ impl Node {
 
     /// A pager in a thread; also the keeper's end.
     pub(crate) fn serve(&self, threads: usize) -> Served {
-        self.serve_with(threads, Faults::Unknown)
+        self.serve_with(threads, None, None)
     }
 
     /// The same, that knows the order of faults or is to write it down.
-    pub(crate) fn serve_with(&self, threads: usize, faults: Faults<File>) -> Served {
+    pub(crate) fn serve_with(&self, threads: usize, order: Option<File>, wanted: Option<File>) -> Served {
         let (ours, keeper) = pair();
-        let images = File::open(self.dir.path()).unwrap().into();
+        let saved = Saved { images: File::open(self.dir.path()).unwrap().into(), order };
         let lock = File::open("/dev/null").unwrap().into();
-        let setup = Setup { images, listener: self.listener(), lock, keeper, threads, faults };
-        (std::thread::spawn(move || serve(setup)), ours)
+        let setup = Setup { listener: self.listener(), lock, keeper, threads, wanted };
+        (std::thread::spawn(move || Ready::new(saved)?.serve(setup)), ours)
     }
 
     /// A pager in a process of its own.
     pub(crate) fn process(&self, threads: usize) -> (Child, OwnedFd) {
+        let (child, ours) = self.waiting();
+        let lock = File::open("/dev/null").unwrap();
+        send_setup(&ours, self.listener().as_fd(), lock.as_fd(), threads, None).unwrap();
+        (child, ours)
+    }
+
+    /// One that has its images and no restore yet.
+    pub(crate) fn waiting(&self) -> (Child, OwnedFd) {
         let (ours, keeper) = pair();
         let child = Command::new(example("pager_process")).stdin(keeper).spawn().unwrap();
-        let (images, lock) = (File::open(self.dir.path()).unwrap(), File::open("/dev/null").unwrap());
-        send_setup(&ours, images, self.listener(), lock, threads, Faults::Unknown).unwrap();
+        send_saved(&ours, File::open(self.dir.path()).unwrap().as_fd(), None).unwrap();
         (child, ours)
     }
 

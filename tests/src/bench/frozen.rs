@@ -33,7 +33,7 @@ pub(crate) struct Frozen {
     /// The program's OCI configuration.
     pub(crate) spec: Value,
     /// The size of its memory.
-    megabytes: u64,
+    pub(crate) megabytes: u64,
     /// The checksum of it.
     pub(crate) checksum: String,
     /// Its pod.
