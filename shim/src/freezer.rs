@@ -170,7 +170,7 @@ impl Freezer {
     /// When the cgroup's files cannot be used. One that is gone holds nobody.
     pub(crate) fn thaw(&self) -> io::Result<()> {
         match self.write("THAWED", "0") {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) if is_gone(&e) => Ok(()),
             thawed => thawed,
         }
     }
@@ -254,10 +254,25 @@ fn has_stopped_process(cgroup: &Path) -> std::io::Result<bool> {
     Ok(pids.lines().filter_map(|pid| pid.parse().ok()).any(stopped))
 }
 
+/// Whether the cgroup was removed: before its file was opened, or since. Source: linux fs/kernfs/file.c, which refuses what
+/// is open of a removed file.
+fn is_gone(error: &io::Error) -> bool {
+    let removed = Some(rustix::io::Errno::NODEV.raw_os_error());
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == removed
+}
+
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tests own their children")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_that_is_removed_before_or_after_its_file_was_opened_is_gone() {
+        use rustix::io::Errno;
+        let gone = |errno: Errno| is_gone(&errno.into());
+        assert!(gone(Errno::NOENT) && gone(Errno::NODEV));
+        assert!(!gone(Errno::ACCESS) && !gone(Errno::BUSY));
+    }
 
     fn cgroup(state: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
