@@ -7,8 +7,8 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// How much it holds, bytes: large enough that a disk is busy with it, and several threads keep it so; and that the
-/// kernel maps as much of the page cache at once, where it can.
+/// How much it holds, bytes: large enough that a disk is busy with it, and several threads keep it so. It is also what
+/// one page table of the lowest level holds: two threads that copy into the same one wait for each other.
 pub(crate) const SIZE: usize = 2 << 20;
 
 /// The memory; unmapped on drop.

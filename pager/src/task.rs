@@ -133,7 +133,7 @@ impl Task {
         drop((space, shared));
         let Some(stretch) = claimed else { return waited(pages, piece) };
         if held && pages.hold(stretch.source, stretch.len()) {
-            // A copy out of pages that are not mapped costs a quarter more.
+            // A copy out of pages that are not mapped costs a fifth more.
             pages.populate(stretch.source, stretch.len());
             return self.fill_stretch(pages.address(stretch.source), stretch, limit);
         }

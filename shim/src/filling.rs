@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ::checkpoint::fault_orders::FaultOrders;
-use ::pager::{SOCKET, Told, hear};
+use ::pager::{SOCKET, Told, hear, send_setup};
 use log::{debug, error, info, warn};
 use rustix::fs::{MemfdFlags, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
@@ -90,17 +90,19 @@ impl Started {
     ) -> Result<Self, TaskError> {
         let listener =
             listener(work).map_err(TaskError::io::<rustix::io::Errno>("make the socket for lazy pages"))?;
-        let lock = source.checkpoint.lock();
-        let mut pager = pager;
-        let mut record = Record::of(source, &pager);
-        if let Err(e) = pager.begin(&listener, lock, threads, record.wanted.as_ref()) {
-            warn!("the pager died before it was needed ({e}); another one is started");
-            pager = source.pager()?;
-            record = Record::of(source, &pager);
-            pager
-                .begin(&listener, lock, threads, record.wanted.as_ref())
-                .map_err(TaskError::io("set the pager up"))?;
-        }
+        let begin = |pager: WaitingPager| {
+            let record = Record::of(source, &pager);
+            let wanted = record.wanted.as_ref().map(AsFd::as_fd);
+            send_setup(&pager.socket, listener.as_fd(), source.checkpoint.lock(), threads, wanted)
+                .map(|()| (pager, record))
+        };
+        let (pager, record) = match begin(pager) {
+            Ok(begun) => begun,
+            Err(e) => {
+                warn!("the pager died before it was needed ({e}); another one is started");
+                begin(source.pager()?).map_err(TaskError::io("set the pager up"))?
+            }
+        };
         let WaitingPager { socket: ours, pidfd, .. } = pager;
         let filling = Arc::new(Filling {
             memory: watch::Sender::new(Memory::Filling),

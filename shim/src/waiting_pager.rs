@@ -5,8 +5,7 @@
 //! It ends when nobody holds its [`WaitingPager`] any more.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use ::checkpoint::container_dir::ContainerDir;
 use ::checkpoint::fault_orders::FaultOrders;
 use ::checkpoint::store::CheckpointDir;
-use ::pager::{send_saved, send_setup};
+use ::pager::send_saved;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -78,21 +77,6 @@ impl WaitingPager {
     /// Whether it has the images of `checkpoint`.
     pub(crate) fn is_of(&self, checkpoint: &str) -> bool {
         self.checkpoint == checkpoint
-    }
-
-    /// Lets it begin.
-    ///
-    /// # Errors
-    /// When it has died meanwhile.
-    pub(crate) fn begin(
-        &self,
-        listener: &OwnedFd,
-        lock: BorrowedFd<'_>,
-        threads: usize,
-        wanted: Option<&File>,
-    ) -> std::io::Result<()> {
-        let wanted = wanted.map(AsFd::as_fd);
-        send_setup(&self.socket, listener.as_fd(), lock, threads, wanted)
     }
 }
 

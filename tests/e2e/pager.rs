@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use thaw_tests::harness::pods::RESTORE;
 use thaw_tests::harness::thaw::Imported;
-use thaw_tests::harness::{HarnessError, Need, Node, Tested, archive, checks, process};
+use thaw_tests::harness::{HarnessError, Need, Node, Tested, archive, checks, process, until};
 use thaw_tests::kubelet::state::PodState;
 
 const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
@@ -131,6 +131,51 @@ async fn a_pager_that_is_killed_takes_its_container_along_and_the_log_says_why()
     let said = lines.iter().find(|line| line.text.starts_with("thaw: the pager"));
     assert!(said.is_some_and(|line| line.text.contains("killed")), "{lines:?}");
     node.remove(&state).await?;
+    node.leave().await
+}
+
+/// Waits until there is one pager, and returns its pid; or until there is none.
+async fn waiting(wanted: bool) -> Result<Option<u32>, HarnessError> {
+    until("a pager that waits, or its end", async || {
+        let pagers = pagers();
+        Ok((pagers.is_empty() != wanted).then(|| pagers.first().copied()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_pager_that_is_killed_before_its_container_is_made_is_replaced() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 50).await?;
+    let mut pod = node.workload_pod("later", PROGRAM)?.annotated(RESTORE, &from.reference());
+    // The program's container is made when this one has ended.
+    let mut first = pod.spec.containers.first().expect("the program's container").clone();
+    (first.name, first.command, first.args) = ("first".into(), vec!["sleep".into(), "5".into()], vec![]);
+    pod.spec.init_containers.push(first);
+    let killed = async {
+        let early = waiting(true).await?.expect("a pager");
+        process::output("kill", &["-9", &early.to_string()])?;
+        waiting(false).await
+    };
+    let (state, killed) = tokio::join!(node.kubelet.run(pod.annotated(MEMORY, "lazy")), killed);
+    let (state, _) = (state?, killed?);
+    assert!(was_lazy(&state)?);
+    assert_right(&node, &state).await?;
+    filled().await;
+    node.remove(&state).await?;
+    node.leave().await
+}
+
+#[tokio::test]
+async fn a_pager_whose_container_is_never_made_goes_with_its_pod() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let from = frozen(&node, 50).await?;
+    let mut pod = node.workload_pod("never", PROGRAM)?.annotated(RESTORE, &from.reference());
+    pod.spec.containers.clear();
+    let state = node.kubelet.run(pod.annotated(MEMORY, "lazy")).await?;
+    assert!(waiting(true).await?.is_some());
+    node.remove(&state).await?;
+    assert!(waiting(false).await?.is_none());
     node.leave().await
 }
 

@@ -13,7 +13,7 @@ use super::frozen::Frozen;
 use super::record::Record;
 use super::restore::Bench;
 use super::{copies, lazy};
-use crate::harness::process;
+use crate::harness::containerd;
 
 /// What a slow disk reads, bytes a second.
 const SLOW: u64 = 200 << 20;
@@ -75,12 +75,9 @@ impl SlowDisk {
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         fs::write(group.0.join(RULE), format!("{major}:{minor} {SLOW}"))
             .context("cannot slow the disk down")?;
-        let is_containerd =
-            |pid: &u32| process::read(*pid, "comm").is_ok_and(|name| name.trim() == "containerd");
-        for pid in process::all().into_iter().filter(is_containerd) {
-            fs::write(group.0.join("cgroup.procs"), pid.to_string())
-                .context("cannot slow containerd down")?;
-        }
+        let containerd = containerd::pid().context("containerd does not run")?;
+        fs::write(group.0.join("cgroup.procs"), containerd.to_string())
+            .context("cannot slow containerd down")?;
         Ok(group)
     }
 }

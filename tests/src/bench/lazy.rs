@@ -32,7 +32,7 @@ pub(crate) async fn measure_as(
     frozen: &Frozen,
     record: &mut Record,
 ) -> anyhow::Result<()> {
-    let pod = frozen.resumed(bench, case)?.annotated(MEMORY, "lazy");
+    let pod = frozen.resumed(bench, &case.replace('_', "-"))?.annotated(MEMORY, "lazy");
     let steps = Steps::sandbox(bench, case, pod, record).await?;
     let id = steps.create(&bench.image, record).await?;
     let began = Cell::new(Instant::now());

@@ -20,7 +20,9 @@ pub struct Dead {
     command: Option<(Vec<String>, Vec<String>, PathBuf)>,
 }
 
-fn pid() -> Option<u32> {
+/// Its process, if it runs.
+#[must_use]
+pub fn pid() -> Option<u32> {
     process::all()
         .into_iter()
         .find(|pid| process::read(*pid, "comm").is_ok_and(|comm| comm == "containerd\n"))
