@@ -154,7 +154,7 @@ impl Swrk {
         self
     }
 
-    /// Starts CRIU where this process is.
+    /// Starts CRIU where this process is. It is killed when the calling thread ends.
     ///
     /// # Errors
     /// As [`spawn_placed`](Self::spawn_placed).
@@ -163,7 +163,7 @@ impl Swrk {
     }
 
     /// Starts CRIU after `place` has put its process, by pid, where it is to be: into a cgroup, before it runs
-    /// and before a cgroup namespace is made.
+    /// and before a cgroup namespace is made. It is killed when the calling thread ends.
     ///
     /// # Errors
     /// [`SpawnError`]; with [`SpawnError::Child`], [`SpawnError::Place`] and [`SpawnError::Stuck`] there was a

@@ -12,7 +12,8 @@ use super::SpawnError;
 /// What the child does, in this order, and what it reports if it fails there.
 #[derive(Clone, Copy)]
 pub(super) enum Step {
-    Place = 1,
+    Parent = 1,
+    Place,
     CgroupNamespace,
     Keyring,
     Groups,
@@ -24,12 +25,13 @@ pub(super) enum Step {
 impl Step {
     pub(super) fn describe(number: i32) -> &'static str {
         match number {
-            1 => "be placed",
-            2 => "make a cgroup namespace",
-            3 => "make a session keyring",
-            4 => "drop its supplementary groups",
-            5 => "arrange its descriptors",
-            6 => "unblock signals",
+            1 => "ask to end with its parent",
+            2 => "be placed",
+            3 => "make a cgroup namespace",
+            4 => "make a session keyring",
+            5 => "drop its supplementary groups",
+            6 => "arrange its descriptors",
+            7 => "unblock signals",
             _ => "run CRIU",
         }
     }
@@ -77,6 +79,7 @@ impl Child<'_> {
     }
 
     fn prepare(&self) -> Result<(), Failure> {
+        Self::end_with_parent()?;
         self.wait_for_word()?;
         if self.unshare_cgroup_namespace {
             // SAFETY: no memory is passed; the child has one thread.
@@ -86,6 +89,13 @@ impl Child<'_> {
         Self::drop_groups()?;
         self.arrange_descriptors()?;
         Self::unblock_signals()
+    }
+
+    /// A CRIU whose parent was killed would go on with processes that are killed as well, and may wait for ever for one that
+    /// it has seized. A parent that has ended before this says no word. What CRIU forks does not inherit it.
+    fn end_with_parent() -> Result<(), Failure> {
+        // SAFETY: no memory is passed.
+        check(Step::Parent, unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == 0)
     }
 
     fn wait_for_word(&self) -> Result<(), Failure> {
