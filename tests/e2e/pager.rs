@@ -267,10 +267,11 @@ async fn a_container_that_has_no_room_for_its_memory_is_killed_for_it_and_does_n
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
     let from = frozen(&node, 400).await?;
     let pod = node.workload_pod("narrow", PROGRAM)?.annotated(RESTORE, &from.reference());
+    // Less than its first process needs alone, for the kernel may kill the others first.
     let pod = pod.annotated(MEMORY, "lazy").with_containers(|container| {
-        container.resources.limits.memory = serde_json::from_str("\"150Mi\"").ok();
+        container.resources.limits.memory = serde_json::from_str("\"80Mi\"").ok();
     });
-    let state = node.run(pod).await?;
+    let state = node.kubelet.run(pod).await?;
     assert_eq!(node.exit_code(&state, "").await?, 137);
     filled().await;
     node.remove(&state).await?;
