@@ -69,7 +69,7 @@ async fn update(case: &Case<'_>, state: &PodState, linux: LinuxContainerResource
     let container_id = state.container("").map_err(|e| e.to_string())?.id.clone();
     let request = UpdateContainerResourcesRequest { container_id, linux: Some(linux) };
     let answer = case.node.kubelet.cri.update_container_resources(request).await;
-    // The runtime's own words, without what is in use just now.
+    // The runtime's own words, without what is in use just now and the line break that the Go shim leaves at the end.
     let own = |said: &str| {
         said.split("failed: ")
             .last()?
@@ -77,7 +77,7 @@ async fn update(case: &Case<'_>, state: &PodState, linux: LinuxContainerResource
             .last()?
             .split(" (current")
             .next()
-            .map(str::to_owned)
+            .map(|own| own.trim_end().to_owned())
     };
     answer.map(drop).map_err(|error| own(&case.nameless(error.message(), state)).unwrap_or_default())
 }
