@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn runs_are_cut_at_the_borders_of_mappings() {
-        let vma = |start, end| Vma { start, end, wipe_on_fork: false };
+        let vma = |start, end| Vma { start, end, wipe_on_fork: false, segment: None };
         let run = |start, end, offset, lazy| PageRun { start, end, offset, lazy };
         let vmas = [vma(0x1000, 0x3000), vma(0x3000, 0x4000), vma(0x8000, 0x9000)];
         let runs = vec![

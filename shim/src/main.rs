@@ -59,6 +59,7 @@ mod restore;
 mod restoring;
 mod rewrite;
 mod rootfs;
+mod sandbox;
 mod service;
 #[allow(unsafe_code)] // a real-time signal from its number
 mod signal;
@@ -70,6 +71,8 @@ mod stats;
 mod stats_v1;
 mod stdio;
 mod stopwatch;
+#[allow(unsafe_code)] // shmctl, for which no library has a call
+mod sysv_ipc;
 mod task;
 mod threads;
 mod together;

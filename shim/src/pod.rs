@@ -9,6 +9,8 @@ use crate::container::Container;
 use crate::error::TaskError;
 use crate::events::Events;
 use crate::oom::PodKills;
+use crate::source::identity;
+use crate::state::State;
 use crate::volumes::FilledFrom;
 use crate::waiting_pager::WaitingPagers;
 
@@ -52,6 +54,16 @@ impl Pod {
     /// All containers.
     pub(crate) fn all(&self) -> Vec<Arc<Container>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The containers of Kubernetes' pod that run beside the one called `id`; the sandbox's own is none of them.
+    pub(crate) fn running_beside(&self, id: &str) -> Vec<Arc<Container>> {
+        let mut others = self.all();
+        others.retain(|other| {
+            let named = other.spec.annotations().as_ref().and_then(identity).is_some();
+            named && other.id != id && other.init.state() == State::Running
+        });
+        others
     }
 
     /// Adds a container.

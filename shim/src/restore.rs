@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +23,6 @@ use ::checkpoint::record::Verb;
 use criu_rpc::{Event, ManageCgroups, Namespace, RestoreOptions, Swrk, Tcp};
 use log::{info, warn};
 use rustix::fs::{Mode, OFlags};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::runtime::Handle;
 
 use crate::cgroup::{Cgroup, cgroup_path};
@@ -32,15 +30,18 @@ use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::filling::Started;
 use crate::old_log::old_log;
+use crate::pod::Pod;
 use crate::reaper::Exits;
 use crate::reopen::reopen;
-use crate::rewrite::{Workspace, rewrite};
+use crate::rewrite::{Changed, Workspace, rewrite};
+use crate::sandbox::hostname;
 use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::stopwatch::Stopwatch;
+use crate::together::Together;
 use crate::volumes::{Filled, FilledFrom};
 use crate::waiting_pager::WaitingPager;
-use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, threads, untar};
+use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, sysv_ipc, threads, untar};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -87,14 +88,19 @@ impl Prepared {
 ///
 /// # Errors
 /// [`TaskError::Restore`]; nothing is left then.
-pub(crate) async fn restore(container: &Arc<Container>, prepared: &Arc<Prepared>) -> Result<i32, TaskError> {
+pub(crate) async fn restore(
+    pod: &Pod,
+    container: &Arc<Container>,
+    prepared: &Arc<Prepared>,
+) -> Result<i32, TaskError> {
     prepared.stopwatch.next("making pipes");
     let (stdio, theirs) = RestoredStdio::new(&container.init, container.io_owner)?;
     let criu_exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
     let job = {
         let (container, prepared) = (container.clone(), prepared.clone());
+        let others = pod.running_beside(&container.id);
         tokio::task::spawn_blocking(move || {
-            run(&container, &prepared, theirs)
+            run(&container, &others, &prepared, theirs)
                 .inspect_err(|e| figures::failed(Verb::Restore, &container.spec, e))
         })
     };
@@ -133,7 +139,12 @@ struct Resumed {
 }
 
 /// The blocking part.
-fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> Result<Resumed, TaskError> {
+fn run(
+    container: &Arc<Container>,
+    others: &[Arc<Container>],
+    prepared: &Prepared,
+    stdio: [OwnedFd; 3],
+) -> Result<Resumed, TaskError> {
     let started = Instant::now();
     let Prepared { source, plan, stopwatch, .. } = prepared;
     let noted = source.dir.state().map_err(prepared.failed("reading what was noted of its processes"))?;
@@ -156,8 +167,8 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
             Ok(cgroup.place(criu)?)
         })
     };
-    let (session, beside) = both(spawn, || beside(container, prepared, &workspace))?;
-    let Beside { images, filled, pager } = beside?;
+    let (session, beside) = both(spawn, || beside(container, others, prepared, &workspace))?;
+    let Beside { images, standing, filled, pager } = beside?;
     let session = session.map_err(prepared.blame(pager.as_ref(), "starting CRIU in the cgroup"))?;
     let mut options = RestoreOptions::new(images, workspace.open()?);
     options.lazy_pages = pager.is_some();
@@ -190,6 +201,7 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
             Ok(())
         })
         .map_err(prepared.blame(pager.as_ref(), "CRIU"))?;
+    drop(standing);
     stopwatch.next("making it known to the OCI runtime");
     make_known(container, prepared, restored.pid, &cgroups, &descriptors, pager)?;
     cgroup.keep();
@@ -212,6 +224,8 @@ fn run(container: &Arc<Container>, prepared: &Prepared, stdio: [OwnedFd; 3]) -> 
 struct Beside {
     /// CRIU's images directory.
     images: OwnedFd,
+    /// Containers that must not run before it is restored.
+    standing: Option<Together>,
     filled: Vec<Filled>,
     pager: Option<Started>,
 }
@@ -220,11 +234,12 @@ struct Beside {
 /// works.
 fn beside(
     container: &Arc<Container>,
+    others: &[Arc<Container>],
     prepared: &Prepared,
     workspace: &Workspace,
 ) -> Result<Beside, TaskError> {
     let Prepared { source, plan, .. } = prepared;
-    let images = private_images(container, prepared, workspace)?;
+    let (images, standing) = private_images(container, others, prepared, workspace)?;
     let pager = start_pager(container, prepared, workspace)?;
     let rootfs = container.bundle.join("rootfs");
     mountpoints::create(&rootfs, &plan.mountpoints).map_err(prepared.failed("preparing the mount points"))?;
@@ -233,7 +248,7 @@ fn beside(
     if let Some((_, namespace)) = &plan.pid {
         last_pid::keep_free(&source.checkpoint, namespace);
     }
-    Ok(Beside { images, filled, pager })
+    Ok(Beside { images, standing, filled, pager })
 }
 
 /// Does both at once; `here` on this thread, which stays: CRIU's parent must.
@@ -320,17 +335,21 @@ fn start_pager(
 /// The images as they must be in the new pod.
 fn private_images(
     container: &Container,
+    others: &[Arc<Container>],
     prepared: &Prepared,
     workspace: &Workspace,
-) -> Result<OwnedFd, TaskError> {
+) -> Result<(OwnedFd, Option<Together>), TaskError> {
     let Prepared { source, plan, .. } = prepared;
     let hostname =
         plan.uts.as_deref().map(hostname).transpose().map_err(prepared.failed("reading the hostname"))?;
     let (reopened, _) = reopen(&source.images, plan, &container.spec)
         .map_err(prepared.failed("looking at the files in volumes"))?;
-    let hostname = hostname.as_ref();
-    rewrite(&source.dir, &source.images, plan, &reopened, hostname, &workspace.images())
-        .map_err(prepared.failed("preparing the images"))
+    let ipc = plan.ipc.as_deref().map(|namespace| sysv_ipc::bring(&source.images.dir, namespace, others));
+    let (ipc, standing) =
+        ipc.transpose().map_err(prepared.failed("bringing System V objects"))?.unwrap_or_default();
+    let changed = Changed { reopened: &reopened, hostname: hostname.as_ref(), ipc };
+    let images = rewrite(&source.dir, &source.images, plan, changed, &workspace.images());
+    Ok((images.map_err(prepared.failed("preparing the images"))?, standing))
 }
 
 /// What the processes had in volumes that belong to the checkpoint.
@@ -408,18 +427,4 @@ fn describe(descriptor: &OwnedFd) -> String {
         }
         Ok(_) | Err(_) => "/dev/null".to_owned(),
     }
-}
-
-/// Host and domain name of a UTS namespace. The thread that enters it ends with it.
-fn hostname(namespace: &Path) -> std::io::Result<(String, String)> {
-    let namespace = rustix::fs::open(namespace, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let name = std::thread::spawn(move || -> std::io::Result<(String, String)> {
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::HostNameAndNISDomainName))?;
-        let uname = rustix::system::uname();
-        let text = |name: &std::ffi::CStr| {
-            std::ffi::OsStr::from_bytes(name.to_bytes()).to_string_lossy().into_owned()
-        };
-        Ok((text(uname.nodename()), text(uname.domainname())))
-    });
-    name.join().map_err(|_| std::io::Error::other("the thread that reads it panicked"))?
 }

@@ -96,10 +96,18 @@ impl Drop for Workspace {
     }
 }
 
+/// What the new pod has otherwise.
+#[derive(Debug)]
+pub(crate) struct Changed<'a> {
+    /// Open files.
+    pub(crate) reopened: &'a [RegFile],
+    /// Host and domain name of the sandbox: CRIU writes the images' names into the pod's UTS namespace.
+    pub(crate) hostname: Option<&'a (String, String)>,
+    /// Images of System V objects, by name.
+    pub(crate) ipc: Vec<(String, Vec<u8>)>,
+}
+
 /// Writes the rewritten images into the directory `into`, and opens them together with all others of `container`.
-///
-/// `reopened` are the open files that have changed, `hostname` is that of the new sandbox: CRIU writes the images'
-/// name into the pod's UTS namespace.
 ///
 /// # Errors
 /// When an image cannot be read, or the directory not written.
@@ -107,20 +115,20 @@ pub(crate) fn rewrite(
     container: &ContainerDir,
     images: &Images,
     plan: &Plan,
-    reopened: &[RegFile],
-    hostname: Option<&(String, String)>,
+    changed: Changed<'_>,
     into: &Path,
 ) -> Result<OwnedFd, TaskError> {
     let mut rewritten = vec![
         ("inventory.img".to_owned(), inventory(images)?),
-        (FILES.to_owned(), files(images, plan, reopened)?),
+        (FILES.to_owned(), files(images, plan, changed.reopened)?),
     ];
-    if let (Some(name), Some((nodename, domainname))) = (&images.utsns, hostname) {
+    if let (Some(name), Some((nodename, domainname))) = (&images.utsns, changed.hostname) {
         let mut utsns: Utsns = images.dir.load(name).map_err(unreadable)?;
         utsns.set_nodename(nodename);
         utsns.set_domainname(domainname);
         rewritten.push((name.clone(), utsns.into_image().to_bytes()));
     }
+    rewritten.extend(changed.ipc);
     let nodes = nodes::image(container.images_dir(), &images.frozen, &plan.devices);
     rewritten.extend(nodes.map_err(TaskError::io("rewrite the device nodes of the images"))?);
     if !plan.apart.is_empty() || !plan.added.is_empty() {

@@ -57,7 +57,7 @@ async fn resume(
     prepared: &Arc<Prepared>,
 ) -> Result<(), TaskError> {
     let exits = Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?;
-    match restore(container, prepared).await {
+    match restore(pod, container, prepared).await {
         Ok(pid) => {
             prepared.stopwatch.next("taking over");
             container.init.set_pid(pid);

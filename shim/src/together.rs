@@ -7,13 +7,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::checkpoint::{failed, look};
+use crate::checkpoint::{failed, look, name};
 use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::freezer::{Freezer, FreezerError};
 
 /// How long they may take to stand. Longer than they take on any busy machine; one that waits for a disk may not.
 const FREEZING: Duration = Duration::from_secs(10);
+
+/// A container that does not stop.
+#[derive(Debug, thiserror::Error)]
+#[error("container {container} does not stop: {reason}")]
+pub(crate) struct Unstoppable {
+    container: String,
+    reason: String,
+}
+
+impl From<Unstoppable> for TaskError {
+    fn from(error: Unstoppable) -> Self {
+        Self::Checkpoint { container: error.container, step: STEP, reason: error.reason }
+    }
+}
 
 /// Frozen containers; they go on when this is dropped.
 pub(crate) struct Together(Vec<(Arc<Container>, Freezer)>);
@@ -23,16 +37,18 @@ impl Together {
     ///
     /// # Errors
     /// With the first one that does not stop; all go on then.
-    pub(crate) fn freeze(containers: &[Arc<Container>]) -> Result<Self, TaskError> {
+    pub(crate) fn freeze(containers: &[Arc<Container>]) -> Result<Self, Unstoppable> {
+        let unstoppable =
+            |container: &Arc<Container>, reason| Unstoppable { container: name(container), reason };
         let mut all = Vec::new();
         for container in containers {
-            let none = || failed(container, STEP)("it is in no cgroup with a freezer".to_owned());
+            let none = || unstoppable(container, "it is in no cgroup with a freezer".to_owned());
             all.push((container.clone(), Freezer::of_process(container.init.pid()).ok_or_else(none)?));
         }
         let together = Self(all);
         let each = |step: &dyn Fn(&Freezer) -> Result<(), FreezerError>| {
             together.0.iter().try_for_each(|(container, freezer)| {
-                step(freezer).map_err(|e| failed(container, STEP)(full(&e)))
+                step(freezer).map_err(|e| unstoppable(container, full(&e)))
             })
         };
         // None waits for another one to stand.

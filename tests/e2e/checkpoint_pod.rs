@@ -124,6 +124,52 @@ async fn containers_that_share_memory_and_a_volume_are_frozen_at_one_instant_and
     node.leave().await
 }
 
+/// Containers of programs that share System V objects; those named attach the shared memory.
+fn sysv(node: &Node, name: &str, attached: &[&str]) -> Result<Pod, HarnessError> {
+    let with = |name: &str| {
+        let side = if name == "left" { "first" } else { "second" };
+        let attach = if attached.contains(&name) { "attach" } else { "look" };
+        ["python3", "-u", "/workloads/sysv.py", side, attach]
+    };
+    two(node, name, [("left", &with("left")), ("right", &with("right"))])
+}
+
+#[tokio::test]
+async fn containers_that_share_system_v_objects_go_on_twice_whichever_has_attached_the_memory() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    for attached in ["left", "right"] {
+        let pod = |life: u32| sysv(&node, &format!("{attached}-{life}"), &[attached]);
+        let mut state = node.run(pod(0)?).await?;
+        let mut at = counted(&node, &state, 0, true).await?;
+        for life in [1, 2] {
+            thaw::checkpoint(&state, &["--stop"])?;
+            node.remove(&state).await?;
+            state = node.run(pod(life)?.annotated(RESTORE, "latest")).await?;
+            at = counted(&node, &state, at, false).await?;
+        }
+        node.remove(&state).await?;
+    }
+    node.leave().await
+}
+
+#[tokio::test]
+async fn shared_memory_that_two_containers_have_attached_is_refused_in_words() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let pod = |name| sysv(&node, name, &["left", "right"]);
+    let state = node.run(pod("life-0")?).await?;
+    counted(&node, &state, 0, true).await?;
+    thaw::checkpoint(&state, &["--stop"])?;
+    node.remove(&state).await?;
+    let refused = node.run(pod("life-1")?.annotated(RESTORE, "latest")).await.unwrap_err().to_string();
+    node.remove(&node.kubelet.find(&node.namespace, "life-1")?).await?;
+    for part in
+        ["bringing System V objects", "System V shared memory segment", "(key 0x7b01) is attached in another"]
+    {
+        assert!(refused.contains(part), "{part:?} is not in {refused}");
+    }
+    node.leave().await
+}
+
 #[tokio::test]
 async fn a_pod_goes_on_and_nothing_is_left_when_the_command_is_killed() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::{
     file::{FormatError, ImageFile},
+    ipcns::{IpcError, IpcKind, IpcObjects},
     view::{View, ViewError},
 };
 
@@ -92,6 +93,15 @@ pub enum LoadError {
         #[source]
         source: ViewError,
     },
+    /// It holds no System V objects, or damaged ones.
+    #[error("image {name} is damaged")]
+    Ipc {
+        /// The file.
+        name: String,
+        /// Why.
+        #[source]
+        source: IpcError,
+    },
 }
 
 /// A directory of images.
@@ -144,6 +154,15 @@ impl ImagesDir {
     /// [`LoadError`], except `List` and `TooMany`.
     pub fn load<V: View>(&self, name: &str) -> Result<V, LoadError> {
         V::from_image(self.read(name)?).map_err(|source| LoadError::View { name: name.to_owned(), source })
+    }
+
+    /// The System V objects of `kind` that the image `name` holds.
+    ///
+    /// # Errors
+    /// [`LoadError`], except `List`, `TooMany`, `Format` and `View`.
+    pub fn ipc_objects(&self, kind: IpcKind, name: &str) -> Result<IpcObjects, LoadError> {
+        let bytes = self.read_bytes(name)?;
+        IpcObjects::parse(kind, &bytes).map_err(|source| LoadError::Ipc { name: name.to_owned(), source })
     }
 
     fn read_bytes(&self, name: &str) -> Result<Vec<u8>, LoadError> {

@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::{message::Message, wire::MessageError};
 
 /// Begins every image file of the current format, except the inventory. Source: magic.h, `IMG_COMMON_MAGIC`.
-const COMMON: u32 = 0x5456_4319;
+pub(super) const COMMON: u32 = 0x5456_4319;
 /// Begins files that are not part of a checkpoint proper. Source: magic.h, `IMG_SERVICE_MAGIC`.
 const SERVICE: u32 = 0x5510_5940;
 /// Entries that a file may have: far more than a process tree has descriptors.
@@ -234,12 +234,14 @@ impl ImageFile {
     }
 }
 
-fn number(bytes: &[u8]) -> Option<(u32, &[u8])> {
+/// The number that `bytes` begin with, and what follows it.
+pub(super) fn number(bytes: &[u8]) -> Option<(u32, &[u8])> {
     let (number, rest) = bytes.split_first_chunk()?;
     Some((u32::from_le_bytes(*number), rest))
 }
 
-fn split_entry(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+/// The entry that `bytes` begin with, and what follows it.
+pub(super) fn split_entry(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (size, rest) = number(bytes)?;
     rest.split_at_checked(usize::try_from(size).ok()?)
 }

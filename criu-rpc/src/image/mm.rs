@@ -11,11 +11,15 @@ use super::{
 const VMAS: Tag = Tag::new(14, "vmas");
 const START: Tag = Tag::new(1, "vma.start");
 const END: Tag = Tag::new(2, "vma.end");
+const SHMID: Tag = Tag::new(4, "vma.shmid");
 const STATUS: Tag = Tag::new(7, "vma.status");
 const MADV: Tag = Tag::new(9, "vma.madv");
 
 /// `MADV_WIPEONFORK`, a bit of `vma.madv`. Source: linux `asm-generic/mman-common.h`.
 const WIPE_ON_FORK: u64 = 1 << 18;
+
+/// System V shared memory, a bit of `vma.status`. Source: CRIU 4.2 criu/include/image.h, VMA_AREA_SYSVIPC.
+const SYSVIPC: u32 = 1 << 10;
 
 /// A guard region (`MADV_GUARD_INSTALL`), a bit of `vma.status`: no mapping, but a part of one. They come after all
 /// mappings. Source: CRIU 4.2 criu/include/image.h, VMA_AREA_GUARD.
@@ -30,6 +34,8 @@ pub struct Vma {
     pub end: u64,
     /// A forked child finds zeroes there.
     pub wipe_on_fork: bool,
+    /// The System V shared memory segment that is attached there, by the kernel's number.
+    pub segment: Option<u32>,
 }
 
 /// An `mm-PID.img`.
@@ -52,13 +58,16 @@ fn vmas(entry: &Message) -> Result<Vec<Vma>, FieldError> {
     let mut vmas: Vec<Vma> = Vec::new();
     for bytes in entry.all_bytes(VMAS)? {
         let message = Message::parse(bytes).map_err(|source| VMAS.no_message(source))?;
-        if message.u32(STATUS)?.unwrap_or_default() & GUARD != 0 {
+        let status = message.u32(STATUS)?.unwrap_or_default();
+        if status & GUARD != 0 {
             continue;
         }
+        let segment = || u32::try_from(message.required_u64(SHMID)?).map_err(|_| SHMID.out_of_range());
         let vma = Vma {
             start: message.required_u64(START)?,
             end: message.required_u64(END)?,
             wipe_on_fork: message.u64(MADV)?.unwrap_or_default() & WIPE_ON_FORK != 0,
+            segment: (status & SYSVIPC != 0).then(segment).transpose()?,
         };
         let before = vmas.last().map_or(0, |last| last.end);
         if vma.start < before || vma.end <= vma.start {
@@ -98,8 +107,21 @@ mod tests {
     #[test]
     fn mappings_are_read() {
         let vmas = mm(&[(0x1000, 0x2000, 0), (0x2000, 0x5000, 1 << 18)]).unwrap().vmas;
-        let vma = |start, end, wipe_on_fork| Vma { start, end, wipe_on_fork };
+        let vma = |start, end, wipe_on_fork| Vma { start, end, wipe_on_fork, segment: None };
         assert_eq!(vmas, [vma(0x1000, 0x2000, false), vma(0x2000, 0x5000, true)]);
+    }
+
+    #[test]
+    fn an_attached_segment_is_known() {
+        assert!(mm_with_status(&[(0x1000, 0x2000, 0)], 1 << 10).is_err(), "it needs a number");
+        let mut vma = Message::default();
+        for (tag, value) in [(START, 0x1000), (END, 0x2000), (STATUS, 1 << 10 | 1), (SHMID, 32768)] {
+            vma.set_u64(tag, value);
+        }
+        let mut entry = Message::default();
+        entry.set_all_bytes(VMAS, [vma.as_bytes()]);
+        let mm = Mm::from_image(ImageFile::new(Kind::Mm, vec![entry])).unwrap();
+        assert_eq!(mm.vmas[0].segment, Some(32768));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod files;
 mod ids;
 mod inet_socket;
 mod inventory;
+mod ipcns;
 mod message;
 mod mm;
 mod mountpoints;
@@ -40,6 +41,7 @@ pub use self::{
     ids::Ids,
     inet_socket::InetSocket,
     inventory::{Inventory, Lsm},
+    ipcns::{IpcError, IpcKind, IpcObject, IpcObjects},
     message::{FieldError, Message, Tag},
     mm::{Mm, Vma},
     mountpoints::{AddMountError, Mount, Mountpoints},

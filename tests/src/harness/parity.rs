@@ -326,7 +326,7 @@ spec:
     /// A text without the names that are this pod's alone, so that two pods can be compared.
     #[must_use]
     pub fn nameless(&self, text: &str, state: &PodState) -> String {
-        let mut text = text.replace(&state.uid, "UID").replace(&state.sandbox_id, "SANDBOX");
+        let mut text = state.without_uid(text).replace(&state.sandbox_id, "SANDBOX");
         if !state.ip.is_empty() {
             text = text.replace(&state.ip, "ADDRESS");
         }

@@ -54,6 +54,12 @@ impl PodState {
         format!("{}/{}", self.pod.metadata.namespace, self.pod.metadata.name)
     }
 
+    /// `text` with `UID` in place of the pod's, also as systemd's slices have it, without a `-` within a name.
+    #[must_use]
+    pub fn without_uid(&self, text: &str) -> String {
+        text.replace(&self.uid, "UID").replace(&self.uid.replace('-', "_"), "UID")
+    }
+
     /// The instance of a container; an empty name means the pod's only container.
     ///
     /// # Errors
