@@ -6,6 +6,7 @@
 
 mod layout;
 mod life;
+mod process_model;
 #[allow(unsafe_code)] // a userfaultfd
 mod protocol;
 mod support;
