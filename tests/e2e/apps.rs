@@ -54,12 +54,8 @@ async fn the_notebook_of_the_documentation_goes_on() -> Tested {
     let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
     let pod =
         node.example("notebook", &examples::workload("notebook")?, IMAGE)?.with_containers(|container| {
-            assert!(container.command.iter().any(|word| word == "lab"));
-            container
-                .command
-                .iter_mut()
-                .filter(|word| *word == "lab")
-                .for_each(|word| "server".clone_into(word));
+            assert_eq!(container.command.drain(..2).collect::<Vec<_>>(), ["jupyter", "lab"]);
+            container.command.insert(0, "jupyter-server".to_owned());
             container.command.push("--allow-root".to_owned());
         });
     let state = node.run(pod.clone()).await?;

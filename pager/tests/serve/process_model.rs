@@ -64,7 +64,10 @@ fn measure(model: Model, nodes: &[Node]) -> (u64, Duration) {
     std::thread::sleep(SETTLED);
     let memory = match model {
         Model::Threads => own_memory(std::process::id()).saturating_sub(before),
-        Model::Processes => pagers.iter().map(|pager| if let Pager::Process(child) = pager { own_memory(child.id()) } else { 0 }).sum(),
+        Model::Processes => pagers
+            .iter()
+            .map(|pager| if let Pager::Process(child) = pager { own_memory(child.id()) } else { 0 })
+            .sum(),
     };
     let began = Instant::now();
     let restored: Vec<Child> = nodes.iter().map(|node| node.restored(7, 0, 0)).collect();
