@@ -2,7 +2,8 @@
 //! What a pager costs as a process of its own and as threads of one process, side by side:
 //!
 //! ```sh
-//! cargo test --release -p pager --examples --test serve_pager -- --ignored --nocapture process_model
+//! cargo build --release -p pager --examples
+//! cargo test --release -p pager --test serve_pager -- --ignored --nocapture process_model
 //! ```
 //!
 //! Prints a line for each number of restores and each model: memory of a waiting pager that is its own (anonymous memory, and
@@ -33,7 +34,7 @@ enum Model {
 
 /// KiB of anonymous memory and of page tables that a process has for itself.
 fn own_memory(pid: u32) -> u64 {
-    let fields = [("smaps_rollup", "Private_Dirty:"), ("status", "VmPTE:")];
+    let fields = [("smaps_rollup", "Anonymous:"), ("status", "VmPTE:")];
     let field = |(file, field): (&str, &str)| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
