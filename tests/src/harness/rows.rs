@@ -23,6 +23,8 @@ const VERIFY: Duration = Duration::from_secs(300);
 const SET_UP: Duration = Duration::from_secs(300);
 /// How often to look whether they answer: what is measured is no finer.
 const POLL: Duration = Duration::from_millis(10);
+/// How often to look at `/proc` until it stands still.
+const LOOKS: usize = 50;
 /// What a row answers when it is as it was.
 pub(super) const OK: &str = "ok";
 /// How often the pod is frozen and restored.
@@ -131,7 +133,7 @@ async fn run(group: &str, handlers: [&str; ROUNDS + 1]) -> Result<Option<Verdict
     }
     let mut verdicts = Verdicts { rounds: Vec::new(), differences: Vec::new() };
     for (round, handler) in (1..).zip(later) {
-        let before = look(&node, &state).await?;
+        let before = settled(&node, &state).await?;
         let imported = node.freeze_into_store(&state).await?;
         node.remove(&state).await?;
         let again = pod(&node, group, &format!("life-{round}"))?.annotated(RESTORE, &imported.reference());
@@ -144,6 +146,20 @@ async fn run(group: &str, handlers: [&str; ROUNDS + 1]) -> Result<Option<Verdict
     std::fs::remove_dir_all(&volume).map_err(|source| HarnessError::file("remove", &volume, source))?;
     node.leave().await?;
     Ok(Some(verdicts))
+}
+
+/// What `/proc` shows when the connection of the last question has been closed.
+async fn settled(node: &Node, state: &PodState) -> Result<BTreeMap<u32, ProcessState>, HarnessError> {
+    let mut last = look(node, state).await?;
+    for _ in 0..LOOKS {
+        tokio::time::sleep(POLL).await;
+        let now = look(node, state).await?;
+        if process_state::differences(&last, &now).is_empty() {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Ok(last)
 }
 
 async fn look(node: &Node, state: &PodState) -> Result<BTreeMap<u32, ProcessState>, HarnessError> {
