@@ -110,8 +110,8 @@ pub(crate) fn bring(
         }
     }
     images.retain(|(_, _, image)| !image.objects.is_empty());
-    // An ordinary container is alone, or without any of these.
-    if images.is_empty() || others.is_empty() {
+    // What a container has brought stays in the pod when it has ended: whether others run says nothing.
+    if images.is_empty() {
         return Ok((Vec::new(), None));
     }
     let attached = attached(dir, &names)?;
