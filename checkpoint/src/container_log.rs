@@ -7,7 +7,7 @@
 //! Invariant: the log is a stranger's. No more than [`LIMIT_BYTES`] of it are read, and what is not of that form is left
 //! out.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -32,22 +32,31 @@ pub struct Written {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn read(mut log: impl Read + Seek, frozen: Option<OffsetDateTime>) -> io::Result<Written> {
-    let length = log.seek(SeekFrom::End(0))?;
-    let skipped = length.saturating_sub(LIMIT_BYTES);
-    log.seek(SeekFrom::Start(skipped))?;
+pub fn read(log: impl Read + Seek, frozen: Option<OffsetDateTime>) -> io::Result<Written> {
+    let (mut end, cut) = end(log)?;
     let mut text = Vec::new();
-    log.take(LIMIT_BYTES).read_to_end(&mut text)?;
-    let mut lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    if skipped > 0 {
-        // It was cut somewhere within.
-        let _ = lines.next();
-    }
-    let mut written = Written { cut: skipped > 0, ..Written::default() };
-    for line in lines {
+    end.read_to_end(&mut text)?;
+    let mut written = Written { cut, ..Written::default() };
+    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         written.add(line, frozen);
     }
     Ok(written)
+}
+
+/// The whole lines at the end of `log` that are no more than [`LIMIT_BYTES`] together, and whether others are left out.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn end(mut log: impl Read + Seek) -> io::Result<(impl Read, bool)> {
+    let length = log.seek(SeekFrom::End(0))?;
+    let skipped = length.saturating_sub(LIMIT_BYTES);
+    log.seek(SeekFrom::Start(skipped))?;
+    let mut end = BufReader::new(log.take(LIMIT_BYTES));
+    if skipped > 0 {
+        // It was cut somewhere within.
+        end.skip_until(b'\n')?;
+    }
+    Ok((end, skipped > 0))
 }
 
 impl Written {

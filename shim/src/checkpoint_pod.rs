@@ -8,13 +8,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use ::checkpoint::annotation::PodOptions;
 use ::checkpoint::ask::{ANSWER, Answer, Ask, OPTIONS};
 use ::checkpoint::config::Config;
+use ::checkpoint::container_log;
 use ::checkpoint::dump::{self, ConfigDump};
 use ::checkpoint::layer::{Stack, copy};
 use ::checkpoint::manifest::{self, Image, Manifest, Producer, Rootfs};
@@ -23,7 +24,7 @@ use ::checkpoint::store::{ContainerWriter, Store};
 use ::checkpoint::{CheckpointId, Lineage};
 use containerd_shim_protos::api::{CheckpointTaskRequest, Empty};
 use containerd_shim_protos::events::task::TaskCheckpointed;
-use log::info;
+use log::{info, warn};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -38,7 +39,8 @@ use crate::notes::Notes;
 use crate::pod::Pod;
 use crate::reaper::Exits;
 use crate::rewrite::open_dir;
-use crate::source::{Identity, identity};
+use crate::running_log;
+use crate::source::{Identity, identity, log_directory};
 use crate::state::State;
 use crate::together::Together;
 use crate::volumes::Saved;
@@ -71,8 +73,8 @@ pub(crate) async fn checkpoint(
         exits.push(Exits::subscribe().await.map_err(|e| TaskError::shim("watch for exits", e))?);
     }
     let root = Path::new(&request.path).to_owned();
-    let frozen = running.clone();
-    let taken = blocking(move || Taking { containers: &frozen, ask, gone }.take(&root)).await;
+    let (frozen, logs) = (running.clone(), logs(pod));
+    let taken = blocking(move || Taking { containers: &frozen, logs, ask, gone }.take(&root)).await;
     let taken = taken.inspect_err(|e| {
         for container in &running {
             figures::failed(Verb::Checkpoint, &container.spec, e);
@@ -118,6 +120,14 @@ fn of_kubernetes(pod: &Pod) -> Vec<Arc<Container>> {
     containers
 }
 
+/// Where their logs are.
+fn logs(pod: &Pod) -> Option<PathBuf> {
+    let of = |container: &Arc<Container>| {
+        container.spec.annotations().as_ref().and_then(log_directory).map(Path::to_owned)
+    };
+    pod.all().iter().find_map(of)
+}
+
 fn who(container: &Container) -> Option<Identity<'_>> {
     container.spec.annotations().as_ref().and_then(identity)
 }
@@ -149,6 +159,8 @@ fn running(containers: &[Arc<Container>]) -> Result<Vec<Arc<Container>>, TaskErr
 /// What is asked for, of these containers.
 struct Taking<'a> {
     containers: &'a [Arc<Container>],
+    /// Where their logs are.
+    logs: Option<PathBuf>,
     ask: Ask,
     gone: Gone,
 }
@@ -199,7 +211,8 @@ impl Taking<'_> {
         let mut containers = BTreeMap::new();
         for part in parts {
             self.is_awaited(part.container)?;
-            containers.insert(part.who.container.to_owned(), part.record(at, &mut known)?);
+            containers
+                .insert(part.who.container.to_owned(), part.record(at, self.logs.as_deref(), &mut known)?);
         }
         let answer =
             Answer { namespace: pod.namespace.clone(), lineage: pod.lineage.clone(), id: id.clone() };
@@ -292,10 +305,24 @@ impl Part<'_> {
         Ok(())
     }
 
+    /// Copies what it has logged, where there is a log. A restore knows by the times what came after the freeze.
+    fn add_log(&mut self, logs: Option<&Path>) -> Result<(), TaskError> {
+        let Some(logs) = logs else { return Ok(()) };
+        let log = running_log::open(logs, self.who.container);
+        match log.and_then(|log| log.map(container_log::end).transpose()) {
+            Ok(Some((mut log, _))) => self.writer.add(dump::LOG, &mut log).map_err(|e| cannot_write(&e))?,
+            Ok(None) => {}
+            // What the program knows is worth more than what it has said.
+            Err(e) => warn!("the log of {} is not in its checkpoint: {}", self.who.container, full(&e)),
+        }
+        Ok(())
+    }
+
     /// What the manifest says of the container, when the small files are written.
     fn record(
         mut self,
         frozen: OffsetDateTime,
+        logs: Option<&Path>,
         known: &mut HashMap<(u64, u64), manifest::File>,
     ) -> Result<manifest::Container, TaskError> {
         let failed = |e: &dyn std::error::Error| cannot_write(e);
@@ -313,6 +340,7 @@ impl Part<'_> {
         let mut spec =
             std::fs::File::open(&spec).map_err(TaskError::io(format!("open {}", spec.display())))?;
         self.writer.add(dump::SPEC, &mut spec).map_err(|e| failed(&e))?;
+        self.add_log(logs)?;
         self.writer.take_in(known).map_err(|e| failed(&e))?;
         Ok(manifest::Container {
             image: Image { name: image, reference: None },

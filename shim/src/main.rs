@@ -59,6 +59,7 @@ mod restore;
 mod restoring;
 mod rewrite;
 mod rootfs;
+mod running_log;
 mod sandbox;
 mod service;
 #[allow(unsafe_code)] // a real-time signal from its number

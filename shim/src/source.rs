@@ -28,6 +28,7 @@ const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
 const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
+const SANDBOX_LOG_DIRECTORY: &str = "io.kubernetes.cri.sandbox-log-directory";
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 
 /// A checkpoint that a container is restored from. Holds the checkpoint's shared lock, so that it cannot be
@@ -109,6 +110,13 @@ pub(crate) fn sandbox(annotations: &HashMap<String, String>) -> Option<(&str, &s
     let get = |key: &str| annotations.get(key).map(String::as_str);
     (get(CONTAINER_TYPE)? == "sandbox").then_some(())?;
     Some((get(SANDBOX_NAMESPACE)?, get(SANDBOX_NAME)?))
+}
+
+/// Where the logs of the containers are whose pod's sandbox this is; `None`: nobody asked for logs, or it is no sandbox.
+pub(crate) fn log_directory(annotations: &HashMap<String, String>) -> Option<&Path> {
+    sandbox(annotations)?;
+    let directory = annotations.get(SANDBOX_LOG_DIRECTORY)?;
+    Some(Path::new(directory)).filter(|directory| directory.is_absolute())
 }
 
 /// Decides where the container of `spec` comes from; `None` is its image. Reads the store, so it blocks.

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use thaw_tests::harness::checks::{self, Checks};
 use thaw_tests::harness::pods::RESTORE;
+use thaw_tests::harness::thaw;
 use thaw_tests::harness::{HarnessError, Need, Node, Tested, until};
 use thaw_tests::kubelet::logs::LogLine;
 use thaw_tests::kubelet::pod_spec::Pod;
@@ -142,20 +143,22 @@ const NUMBERS: &str = "import sys, time\n\
     \x20   number += 1\n\
     \x20   time.sleep(0.005)";
 
-/// The numbers of a stream, which must follow each other from 0 on; how many there are.
-fn follow(lines: &[LogLine], stream: &str) -> usize {
-    let numbers: Vec<usize> =
-        lines.iter().filter(|line| line.stream == stream).map(|line| line.text.parse().unwrap()).collect();
-    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "{stream}");
+/// The numbers of a stream, which must follow each other from 0 on; how many there are. A terminal makes one stream of
+/// both.
+fn follow(lines: &[LogLine], stream: &str, tty: bool) -> usize {
+    let numbers = lines.iter().filter(|line| line.stream == stream);
+    let numbers: Vec<usize> = numbers.map(|line| line.text.trim_end_matches('\r').parse().unwrap()).collect();
+    let each = if tty { 2 } else { 1 };
+    assert_eq!(numbers, (0..numbers.len()).map(|line| line / each).collect::<Vec<_>>(), "{stream}");
     numbers.len()
 }
 
-#[tokio::test]
-async fn the_log_of_the_old_pod_goes_on_in_the_new_one_where_it_says_so() -> Tested {
-    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+/// A pod that is frozen and restored twice, once by the kubelet and once by `thaw checkpoint`.
+async fn log_goes_on(node: &Node, tty: bool) -> Tested {
     let pod = |name: &str| {
         let pod = node.counter_pod(name, 1)?.with_containers(|container| {
             container.command = ["python3", "-c", NUMBERS].map(str::to_owned).to_vec();
+            container.tty = tty;
         });
         Ok::<_, HarnessError>(pod)
     };
@@ -169,7 +172,8 @@ async fn the_log_of_the_old_pod_goes_on_in_the_new_one_where_it_says_so() -> Tes
     let mut state = node.run(pod("life-0")?).await?;
     let mut lines = more_than(&state, 200).await?;
     for life in 1..=2 {
-        let imported = node.freeze_into_store(&state).await?;
+        let imported =
+            if life == 1 { node.freeze_into_store(&state).await? } else { thaw::checkpoint(&state, &[])? };
         // It goes on, and what it says then is not part of the checkpoint.
         let then = node.kubelet.logs(&state, "")?.len();
         more_than(&state, then + 100).await?;
@@ -177,16 +181,31 @@ async fn the_log_of_the_old_pod_goes_on_in_the_new_one_where_it_says_so() -> Tes
         let again = pod(&format!("life-{life}"))?.annotated(RESTORE, &imported.reference());
         state = node.run(again.annotated("thaw.dev/log", "continue")).await?;
         let restored = more_than(&state, lines.len() + 200).await?;
-        assert!(follow(&restored, "stdout") > 100 && follow(&restored, "stderr") > 100);
+        assert!(follow(&restored, "stdout", tty) > 100);
+        assert_eq!(follow(&restored, "stderr", tty) > 100, !tty);
         lines = restored;
         if life == 2 {
             let new = pod("without")?.annotated(RESTORE, &imported.reference());
             let new = node.run(new).await?;
             let first = more_than(&new, 1).await?;
-            assert_ne!(first[0].text, "0", "without the annotation the log begins anew");
+            assert_ne!(first[0].text.trim_end(), "0", "without the annotation the log begins anew");
             node.remove(&new).await?;
         }
     }
     node.remove(&state).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_log_of_the_old_pod_goes_on_in_the_new_one_where_it_says_so() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    log_goes_on(&node, false).await?;
+    node.leave().await
+}
+
+#[tokio::test]
+async fn the_log_of_a_program_on_a_terminal_goes_on_too() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    log_goes_on(&node, true).await?;
     node.leave().await
 }
