@@ -7,7 +7,7 @@
 #![allow(clippy::tests_outside_test_module, clippy::unwrap_used, reason = "the whole file is tests")]
 
 use thaw_tests::harness::Tested;
-use thaw_tests::harness::pods::{HANDLER, NATIVE};
+use thaw_tests::harness::pods::HANDLER;
 use thaw_tests::harness::rows::Group;
 use thaw_tests::rows;
 
@@ -17,13 +17,25 @@ rows!(GROUP; created, owners, changed, deleted, replaced, opaque, renamed, capab
 
 #[tokio::test]
 async fn on_a_snapshotter_without_layers_every_row_is_the_same() -> Tested {
-    static GROUP: Group = Group::under("rootfs", [NATIVE; 3]);
+    static GROUP: Group = Group::under("rootfs", ["thaw-native"; 3]);
+    every_row(&GROUP).await
+}
+
+#[tokio::test]
+async fn on_snapshots_of_btrfs_every_row_is_the_same() -> Tested {
+    static GROUP: Group = Group::under("rootfs", ["thaw-btrfs"; 3]);
+    every_row(&GROUP).await
+}
+
+#[tokio::test]
+async fn on_layers_of_erofs_every_row_is_the_same() -> Tested {
+    static GROUP: Group = Group::under("rootfs", ["thaw-erofs"; 3]);
     every_row(&GROUP).await
 }
 
 #[tokio::test]
 async fn from_one_snapshotter_to_another_every_row_is_the_same() -> Tested {
-    static GROUP: Group = Group::under("rootfs", [NATIVE, HANDLER, NATIVE]);
+    static GROUP: Group = Group::under("rootfs", ["thaw-native", HANDLER, "thaw-native"]);
     every_row(&GROUP).await
 }
 

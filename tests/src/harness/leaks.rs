@@ -28,6 +28,9 @@ const FOLDERS: [(&str, u32); 11] = [
 /// Where an init writes at its own times. What it keeps for containers are units, which are looked at.
 const OF_THE_INIT: [&str; 4] = ["/run/log/", "/run/systemd/", "/run/udev/", "/run/user/"];
 
+/// Where containerd has the layers of erofs.
+const EROFS: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs/snapshots";
+
 /// Ends of paths that stay on purpose.
 const STAY: [&str; 19] = [
     // Folders that the first container on a node brings about.
@@ -125,7 +128,12 @@ fn is_of_the_machine(pid: u32) -> bool {
 /// Each mount; one that stands twice is counted.
 fn mounts() -> Vec<String> {
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+    // containerd keeps an image's layers of erofs mounted when the last container of it is gone.
+    let layer = |path: &Path| path.starts_with(EROFS) && path.ends_with("fs");
     for mount in mountinfo::mounts().unwrap_or_default() {
+        if layer(&mount.mount_point) {
+            continue;
+        }
         let (point, root) = (mount.mount_point.display(), mount.root.display());
         *seen.entry(format!("mount {point} ({} {root})", mount.fs_type)).or_default() += 1;
     }

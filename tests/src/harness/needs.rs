@@ -26,6 +26,8 @@ pub enum Need {
     CgroupV2,
     /// An image of the node's that not every node has.
     Image(&'static str),
+    /// A snapshotter that not every containerd can have.
+    Snapshotter(&'static str),
     /// A GPU of NVIDIA's, with what freezes its memory.
     Gpu,
     /// Memory in huge pages that nobody uses.
@@ -79,6 +81,11 @@ impl Need {
                 Ok(_) => Err(format!("the node has no image {image}; scripts/test apps makes it")),
                 Err(error) => Err(error.to_string()),
             },
+            Self::Snapshotter(name) => match process::output("ctr", &["plugins", "ls"]) {
+                Ok(all) if all.lines().any(|line| is_working_snapshotter(line, name)) => Ok(()),
+                Ok(_) => Err(format!("the node's containerd has no snapshotter {name}")),
+                Err(error) => Err(error.to_string()),
+            },
             Self::Gpu if Path::new("/dev/nvidiactl").exists() => program("cuda-checkpoint", "--help"),
             Self::Gpu => Err("the machine has no GPU of NVIDIA's (/dev/nvidiactl)".to_owned()),
             Self::SystemdDriver if slice::of_path(&settings.cgroup_parent).is_some() => Ok(()),
@@ -108,6 +115,12 @@ impl Need {
             },
         }
     }
+}
+
+/// `io.containerd.snapshotter.v1  btrfs  linux/amd64  ok`
+fn is_working_snapshotter(line: &str, name: &str) -> bool {
+    let columns: Vec<&str> = line.split_whitespace().collect();
+    columns.starts_with(&["io.containerd.snapshotter.v1", name]) && columns.last() == Some(&"ok")
 }
 
 /// `HugePages_Free:        8`

@@ -8,8 +8,9 @@ use crate::kubelet::pod_spec::{Container, EnvVar, Pod, Probe};
 
 /// The runtime handler under test.
 pub const HANDLER: &str = "thaw";
-/// The same with root file systems that are no overlay.
-pub const NATIVE: &str = "thaw-native";
+/// The same with other snapshotters, and what containerd calls these.
+pub const SNAPSHOTTERS: [(&str, &str); 3] =
+    [("thaw-native", "native"), ("thaw-btrfs", "btrfs"), ("thaw-erofs", "erofs")];
 /// The annotation that names a checkpoint.
 pub const RESTORE: &str = "thaw.dev/restore";
 
@@ -17,11 +18,11 @@ pub const RESTORE: &str = "thaw.dev/restore";
 const WORKLOADS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads");
 
 impl Node {
-    /// Unpacks the images of the tests for [`NATIVE`].
+    /// Unpacks the images of the tests for one of the [`SNAPSHOTTERS`].
     ///
     /// # Errors
     /// When containerd does not.
-    pub fn unpack_for_native(&self) -> Result<(), HarnessError> {
+    pub fn unpack_for(&self, snapshotter: &str) -> Result<(), HarnessError> {
         for image in ["pause", "python"] {
             let name = format!("thaw.local/{image}:1");
             let ctr = |arguments: &[&str]| {
@@ -30,8 +31,8 @@ impl Node {
             // Mounting it is what unpacks it.
             let folder = format!("/var/tmp/{}", self.namespace);
             std::fs::create_dir(&folder).map_err(|source| HarnessError::file("make", &folder, source))?;
-            ctr(&["mount", "--snapshotter", "native", &name, &folder])?;
-            ctr(&["unmount", "--rm", "--snapshotter", "native", &folder])?;
+            ctr(&["mount", "--snapshotter", snapshotter, &name, &folder])?;
+            ctr(&["unmount", "--rm", "--snapshotter", snapshotter, &folder])?;
             std::fs::remove_dir(&folder).map_err(|source| HarnessError::file("remove", &folder, source))?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
-use super::pods::{HANDLER, NATIVE, RESTORE};
+use super::pods::{HANDLER, RESTORE, SNAPSHOTTERS};
 use super::process_state::{self, ProcessState};
 use super::{HarnessError, Need, Node};
 use crate::kubelet::http::{self, GetError};
@@ -120,9 +120,13 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 async fn run(group: &str, handlers: [&str; ROUNDS + 1]) -> Result<Option<Verdicts>, HarnessError> {
-    let Some(node) = Node::enter(&[Need::Criu, Need::Thaw, Need::Shim]).await else { return Ok(None) };
-    if handlers.contains(&NATIVE) {
-        node.unpack_for_native()?;
+    let others = SNAPSHOTTERS.iter().filter(|(handler, _)| handlers.contains(handler));
+    let others: Vec<&str> = others.map(|(_, snapshotter)| *snapshotter).collect();
+    let mut needs = vec![Need::Criu, Need::Thaw, Need::Shim];
+    needs.extend(others.iter().map(|snapshotter| Need::Snapshotter(snapshotter)));
+    let Some(node) = Node::enter(&needs).await else { return Ok(None) };
+    for snapshotter in others {
+        node.unpack_for(snapshotter)?;
     }
     let [first, later @ ..] = handlers;
     let mut state = node.run(pod(&node, group, "life-0")?.under(first)).await?;
