@@ -166,12 +166,23 @@ fn apps(report: &Report) -> String {
             cell(measured, case, "fresh", seconds),
             cell(measured, case, "restore", seconds),
             ratio.unwrap_or_default(),
+            cell(measured, case, "lazy", seconds),
             cell(measured, case, "images_bytes", megabytes),
+            cell(measured, case, "memory_bytes", megabytes),
+            cell(measured, case, "at_once_bytes", megabytes),
         ];
         (name.to_owned(), cells.to_vec())
     };
-    let columns = ["fresh", "restore", "`apps.NAME.restore_vs_fresh`", "MB"].map(str::to_owned);
-    table("", &columns, &cases.map(row).collect::<Vec<_>>())
+    let columns = [
+        "fresh",
+        "restore",
+        "`apps.NAME.restore_vs_fresh`",
+        "restore, lazy",
+        "checkpoint, MB",
+        "memory, MB",
+        "of it never lazy, MB",
+    ];
+    table("", &columns.map(str::to_owned), &cases.map(row).collect::<Vec<_>>())
 }
 
 fn rootfs(report: &Report) -> String {
@@ -305,7 +316,7 @@ mod tests {
             "| thaw, lazy | 0.100 (0.100 - 0.100) | 0.110 (0.110 - 0.110) |",
             "| 0.0786 | 0.12 | met |",
             "|  | 0.005 | not measured |",
-            "| nginx | 0.800 (0.800 - 0.800) | 0.400 (0.400 - 0.400) | 0.50 |  |",
+            "| nginx | 0.800 (0.800 - 0.800) | 0.400 (0.400 - 0.400) | 0.50 |  |  |  |  |",
             "| thaw, lazy, over UFFDIO_COPY |  | 1.14 |",
             "- `restore.64.runc`: a / b",
             "- `restore.64.podman`: no podman",

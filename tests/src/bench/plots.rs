@@ -82,7 +82,7 @@ pub(crate) fn all(measured: &Measured) -> Vec<Plot> {
     add("rates", !rows.is_empty(), bars(title, "GB/s", &["2048 MB"], &rows));
     let rows = apps(measured);
     let title = "Real programs: time until the first useful answer";
-    add("apps", !rows.is_empty(), bars(title, "s", &["restored", "started afresh"], &rows));
+    add("apps", !rows.is_empty(), bars(title, "s", &["restored", "restored, lazy", "started afresh"], &rows));
     let rows = shims(measured);
     let title = "Memory of a pod's shim, 10 pods";
     add("shim", !rows.is_empty(), bars(title, "KiB", &["thaw", "containerd-shim-runc-v2"], &rows));
@@ -118,7 +118,7 @@ fn rates(measured: &Measured) -> Vec<(String, Vec<Option<f64>>)> {
 fn apps(measured: &Measured) -> Vec<(String, Vec<Option<f64>>)> {
     let cases = measured.cases().into_iter().filter(|case| case.starts_with("apps."));
     let row = |case: &str| {
-        let values = ["restore", "fresh"].map(|metric| measured.median(case, metric));
+        let values = ["restore", "lazy", "fresh"].map(|metric| measured.median(case, metric));
         (case.trim_start_matches("apps.").to_owned(), values.to_vec())
     };
     cases.map(row).filter(|(_, values)| values.iter().any(Option::is_some)).collect()
