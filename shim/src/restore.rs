@@ -347,7 +347,8 @@ fn private_images(
     let ipc = plan.ipc.as_deref().map(|namespace| sysv_ipc::bring(&source.images.dir, namespace, others));
     let (ipc, standing) =
         ipc.transpose().map_err(prepared.failed("bringing System V objects"))?.unwrap_or_default();
-    let changed = Changed { reopened: &reopened, hostname: hostname.as_ref(), ipc };
+    let lazy = source.fill_threads.is_some();
+    let changed = Changed { reopened: &reopened, hostname: hostname.as_ref(), ipc, lazy };
     let images = rewrite(&source.dir, &source.images, plan, changed, &workspace.images());
     Ok((images.map_err(prepared.failed("preparing the images"))?, standing))
 }

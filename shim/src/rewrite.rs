@@ -6,9 +6,9 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use ::checkpoint::container_dir::ContainerDir;
+use ::checkpoint::container_dir::{ContainerDir, ImageFile};
 use ::checkpoint::plan::Plan;
-use criu_rpc::image::{Files, Inventory, Mountpoints, RegFile, Utsns};
+use criu_rpc::image::{Files, Inventory, Mountpoints, Pagemap, RegFile, Utsns};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
@@ -26,6 +26,9 @@ const ROOTS: &str = "/tmp/.criu.mntns.";
 
 /// How much of CRIU's log is searched for that, in bytes; it stands near the beginning.
 const LOG_LIMIT: u64 = 1 << 20;
+
+/// The size of a page map from which it is worth being rewritten, bytes: a hundred entries or so.
+const LARGE_PAGEMAP: u64 = 2 << 10;
 
 /// The private directory of one restore; removed on drop unless kept.
 #[derive(Debug)]
@@ -105,6 +108,8 @@ pub(crate) struct Changed<'a> {
     pub(crate) hostname: Option<&'a (String, String)>,
     /// Images of System V objects, by name.
     pub(crate) ipc: Vec<(String, Vec<u8>)>,
+    /// Whether a pager brings the memory.
+    pub(crate) lazy: bool,
 }
 
 /// Writes the rewritten images into the directory `into`, and opens them together with all others of `container`.
@@ -131,6 +136,9 @@ pub(crate) fn rewrite(
     rewritten.extend(changed.ipc);
     let nodes = nodes::image(container.images_dir(), &images.frozen, &plan.devices);
     rewritten.extend(nodes.map_err(TaskError::io("rewrite the device nodes of the images"))?);
+    if changed.lazy {
+        rewritten.extend(pagemaps(container, images)?);
+    }
     if !plan.apart.is_empty() || !plan.added.is_empty() {
         rewritten.push((images.mountpoints.clone(), mounts(images, plan)?));
     }
@@ -158,6 +166,20 @@ fn inventory(images: &Images) -> Result<Vec<u8>, TaskError> {
     let mut inventory: Inventory = images.dir.load("inventory.img").map_err(unreadable)?;
     inventory.skip_network_lock();
     Ok(inventory.into_image().to_bytes())
+}
+
+/// The larger page maps, in as few entries as CRIU needs where it leaves the pages to the pager.
+fn pagemaps(container: &ContainerDir, images: &Images) -> Result<Vec<(String, Vec<u8>)>, TaskError> {
+    let is_large = |image: &&ImageFile| image.name.starts_with("pagemap-") && image.bytes >= LARGE_PAGEMAP;
+    let joined = |image: &ImageFile| {
+        let pagemap = images.dir.read(&image.name).map_err(unreadable)?;
+        let joined = Pagemap::joined(pagemap).map_err(|e| TaskError::Io {
+            what: format!("read image {}", image.name),
+            source: std::io::Error::other(e),
+        })?;
+        Ok((image.name.clone(), joined.to_bytes()))
+    };
+    container.images().iter().filter(is_large).map(joined).collect()
 }
 
 /// The mounts, with those that only the new container has.

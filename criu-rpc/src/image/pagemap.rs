@@ -26,6 +26,9 @@ pub const PAGE: u64 = 4096;
 /// The end of what an address may be: no architecture has more. It keeps all sums in range.
 const ADDRESSES: u64 = 1 << 57;
 
+/// The longest entry that [`Pagemap::joined`] makes, bytes: CRIU counts its pages in an `int`.
+const LONGEST: u64 = 1 << 40;
+
 /// Pages that follow each other in memory and in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageRun {
@@ -74,6 +77,38 @@ impl View for Pagemap {
     }
 }
 
+impl Pagemap {
+    /// The same `image` in fewer entries: what CRIU leaves to a daemon, and follows upon each other, is one. Its dump
+    /// makes an entry for each megabyte, its restore reads them one by one and writes a line into its log for each.
+    ///
+    /// # Errors
+    /// When it is no such image.
+    pub fn joined(image: ImageFile) -> Result<ImageFile, ViewError> {
+        let mut all = entries(image, Self::KIND)?;
+        let head: Vec<_> = all.drain(..all.len().min(1)).collect();
+        let mut joined: Vec<(PageRun, Message)> = Vec::new();
+        for (run, entry) in each(&all, run)?.into_iter().zip(all) {
+            match joined.last_mut().filter(|(last, _)| last.goes_on_in(&run)) {
+                Some((last, _)) => last.end = run.end,
+                None => joined.push((run, entry)),
+            }
+        }
+        let entries = joined.into_iter().map(|(run, mut entry)| {
+            let field = if entry.has(NR_PAGES) { NR_PAGES } else { COMPAT_NR_PAGES };
+            entry.set_u64(field, (run.end - run.start) / PAGE);
+            entry
+        });
+        Ok(ImageFile::new(Self::KIND, head.into_iter().chain(entries).collect()))
+    }
+}
+
+impl PageRun {
+    fn goes_on_in(&self, next: &Self) -> bool {
+        let left = |run: &Self| run.lazy && run.offset.is_some();
+        left(self) && left(next) && self.end == next.start && next.end - self.start <= LONGEST
+    }
+}
+
 /// The entry, with 0 for an offset that is not known yet.
 fn run(entry: &Message) -> Result<PageRun, FieldError> {
     let start = entry.required_u64(VADDR)?;
@@ -98,7 +133,7 @@ fn run(entry: &Message) -> Result<PageRun, FieldError> {
 mod tests {
     use super::*;
 
-    fn pagemap(entries: &[&[(Tag, u64)]]) -> Result<Pagemap, ViewError> {
+    fn image(entries: &[&[(Tag, u64)]]) -> ImageFile {
         let mut head = Message::default();
         head.set_u64(PAGES_ID, 3);
         let mut messages = vec![head];
@@ -107,7 +142,43 @@ mod tests {
             fields.iter().for_each(|(tag, value)| message.set_u64(*tag, *value));
             messages.push(message);
         }
-        Pagemap::from_image(ImageFile::new(Kind::Pagemap, messages))
+        ImageFile::new(Kind::Pagemap, messages)
+    }
+
+    fn pagemap(entries: &[&[(Tag, u64)]]) -> Result<Pagemap, ViewError> {
+        Pagemap::from_image(image(entries))
+    }
+
+    #[test]
+    fn what_is_left_to_a_daemon_is_one_entry_where_it_follows_upon_each_other() {
+        let apart = image(&[
+            &[(VADDR, 0x1000), (COMPAT_NR_PAGES, 0), (FLAGS, 6), (NR_PAGES, 2)],
+            &[(VADDR, 0x3000), (COMPAT_NR_PAGES, 0), (FLAGS, 6), (NR_PAGES, 1)],
+            // CRIU loads it itself.
+            &[(VADDR, 0x4000), (COMPAT_NR_PAGES, 0), (FLAGS, 4), (NR_PAGES, 1)],
+            &[(VADDR, 0x5000), (COMPAT_NR_PAGES, 0), (FLAGS, 6), (NR_PAGES, 1)],
+            // It is in no file.
+            &[(VADDR, 0x6000), (COMPAT_NR_PAGES, 0), (FLAGS, 2), (NR_PAGES, 1)],
+            // There is something between them.
+            &[(VADDR, 0x8000), (COMPAT_NR_PAGES, 3), (FLAGS, 6)],
+            &[(VADDR, 0xb000), (COMPAT_NR_PAGES, 4), (FLAGS, 6)],
+        ]);
+        let joined = Pagemap::joined(apart.clone()).unwrap();
+        let runs = |image| Pagemap::from_image(image).unwrap().runs;
+        let run = |start, end, offset, lazy| PageRun { start, end, offset, lazy };
+        assert_eq!(
+            runs(joined.clone()),
+            [
+                run(0x1000, 0x4000, Some(0), true),
+                run(0x4000, 0x5000, Some(0x3000), false),
+                run(0x5000, 0x6000, Some(0x4000), true),
+                run(0x6000, 0x7000, None, true),
+                run(0x8000, 0xf000, Some(0x5000), true),
+            ]
+        );
+        assert_eq!(runs(apart).last(), Some(&run(0xb000, 0xf000, Some(0x8000), true)));
+        assert!(!joined.entries()[5].has(NR_PAGES), "an older CRIU reads the older field");
+        assert!(Pagemap::joined(ImageFile::new(Kind::Pagemap, Vec::new())).unwrap().entries().is_empty());
     }
 
     #[test]
