@@ -34,8 +34,8 @@ const TICK: Duration = Duration::from_millis(200);
 /// Freeze a running pod of this node into a checkpoint of the store
 ///
 /// All containers of the pod are frozen at one instant, with /dev/shm and the volumes that the annotation thaw.dev/volumes
-/// names, and go on when everything is read. While they stand, their probes fail. When this command is interrupted, the
-/// pod goes on and there is no checkpoint.
+/// names, and go on when everything is read; their logs are copied. While they stand, their probes fail. When this command
+/// is interrupted, the pod goes on and there is no checkpoint.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Checkpoint {
     #[command(flatten)]
