@@ -36,6 +36,8 @@ pub fn read(log: impl Read + Seek, frozen: Option<OffsetDateTime>) -> io::Result
     let (mut end, cut) = end(log)?;
     let mut text = Vec::new();
     end.read_to_end(&mut text)?;
+    // A line without an end was being written when the log was copied.
+    text.truncate(text.iter().rposition(|byte| *byte == b'\n').unwrap_or(0));
     let mut written = Written { cut, ..Written::default() };
     for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         written.add(line, frozen);
@@ -112,7 +114,7 @@ mod tests {
     fn each_stream_is_as_the_program_wrote_it() {
         let log = "2026-01-01T00:00:00.1Z stdout P one \n2026-01-01T00:00:00.2Z stderr F  other\n\
                    2026-01-01T00:00:00.3+00:00 stdout F line\n2026-01-01T00:00:01Z stdout F \n\
-                   2026-01-01T00:00:02Z stdout P prompt> ";
+                   2026-01-01T00:00:02Z stdout P prompt> \n2026-01-01T00:00:03Z stdout F cut of";
         let written = of(log, None);
         assert_eq!(written.stdout, b"one line\n\nprompt> ");
         assert_eq!(written.stderr, b" other\n");

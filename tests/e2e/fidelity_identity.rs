@@ -147,7 +147,13 @@ const NUMBERS: &str = "import sys, time\n\
 /// both.
 fn follow(lines: &[LogLine], stream: &str, tty: bool) -> usize {
     let numbers = lines.iter().filter(|line| line.stream == stream);
-    let numbers: Vec<usize> = numbers.map(|line| line.text.trim_end_matches('\r').parse().unwrap()).collect();
+    let number = |line: &LogLine| {
+        line.text
+            .trim_end_matches('\r')
+            .parse()
+            .unwrap_or_else(|_| panic!("{line:?} is no number in {lines:#?}"))
+    };
+    let numbers: Vec<usize> = numbers.map(number).collect();
     let each = if tty { 2 } else { 1 };
     assert_eq!(numbers, (0..numbers.len()).map(|line| line / each).collect::<Vec<_>>(), "{stream}");
     numbers.len()

@@ -25,7 +25,9 @@ impl Kubelet {
     /// [`KubeletError::NoContainer`]; [`KubeletError::File`].
     pub fn logs(&self, state: &PodState, container: &str) -> Result<Vec<LogLine>, KubeletError> {
         let log = &state.container(container)?.log;
-        let text = fs::read(log).map_err(|source| KubeletError::file("read", log, source))?;
+        let mut text = fs::read(log).map_err(|source| KubeletError::file("read", log, source))?;
+        // The last one may be being written.
+        text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
         Ok(parse(&String::from_utf8_lossy(&text)))
     }
 }
