@@ -129,11 +129,8 @@ fn is_of_the_machine(pid: u32) -> bool {
 fn mounts() -> Vec<String> {
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
     // containerd keeps an image's layers of erofs mounted when the last container of it is gone.
-    let layer = |path: &Path| path.starts_with(EROFS) && path.ends_with("fs");
-    for mount in mountinfo::mounts().unwrap_or_default() {
-        if layer(&mount.mount_point) {
-            continue;
-        }
+    let layer = |mount: &mountinfo::Mount| mount.fs_type == "erofs" && mount.mount_point.starts_with(EROFS);
+    for mount in mountinfo::mounts().unwrap_or_default().into_iter().filter(|mount| !layer(mount)) {
         let (point, root) = (mount.mount_point.display(), mount.root.display());
         *seen.entry(format!("mount {point} ({} {root})", mount.fs_type)).or_default() += 1;
     }
