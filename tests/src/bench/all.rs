@@ -109,7 +109,7 @@ impl AllArgs {
             }),
             Group::Rootfs => Planned::Rootfs(RootfsArgs {
                 runs: self.of(2, 5),
-                sizes: self.of(vec![0, 1000], vec![0, 100, 1000]),
+                sizes: self.of(vec![0, 1000], vec![0, 100, 1000, 10_000]),
                 files: self.of(10_000, 100_000),
             }),
             Group::Apps => Planned::Apps(AppsArgs {

@@ -2,7 +2,7 @@
 //! Writable layers of all sizes: how long a restore takes, and what it writes, when a program has written so much into
 //! its root file system.
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use super::freeze::{self, freeze};
@@ -19,9 +19,15 @@ use crate::kubelet::state::PodState;
 const WORKLOADS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads");
 /// How long writing may take, seconds.
 const FILLING: i64 = 1800;
-/// About how long one restore takes, and freezing a case, seconds.
+/// About how long one restore takes, freezing a case, and each MB of it, seconds.
 const RUN_SECONDS: f64 = 3.0;
 const FREEZE_SECONDS: f64 = 20.0;
+const MEGABYTE_SECONDS: f64 = 0.012;
+/// How often what was written is on the disk while it is frozen: in the layer, in containerd's difference, archive and
+/// image, and some more.
+const COPIES: u64 = 5;
+/// Where the node keeps all of them.
+const DISK: &str = "/var/lib";
 /// Writes what cannot be compressed, and many small files: `FILL MEGABYTES FILES`.
 const FILL: &str = "
 import os, sys
@@ -49,8 +55,8 @@ pub struct RootfsArgs {
     /// Repetitions of each.
     #[arg(long, default_value_t = 5)]
     pub(crate) runs: u32,
-    /// What was written, MB in one file.
-    #[arg(long, value_delimiter = ',', default_value = "0,100,1000")]
+    /// What was written, MB in one file. What the disk cannot hold five times is skipped.
+    #[arg(long, value_delimiter = ',', default_value = "0,100,1000,10000")]
     pub(crate) sizes: Vec<u64>,
     /// One more case: this number of files of 100 bytes; 0 for none.
     #[arg(long, default_value_t = 100_000)]
@@ -67,8 +73,8 @@ impl RootfsArgs {
 
     /// About how long it takes, seconds.
     pub(crate) fn seconds(&self) -> f64 {
-        let cases = u32::try_from(self.cases().len()).unwrap_or(0);
-        f64::from(cases) * (FREEZE_SECONDS + RUN_SECONDS * f64::from(self.runs))
+        let runs = RUN_SECONDS * f64::from(self.runs);
+        self.cases().into_iter().map(|(_, megabytes, _)| freeze_seconds(megabytes) + runs).sum()
     }
 }
 
@@ -81,7 +87,13 @@ pub async fn rootfs(run: &mut Run, args: &RootfsArgs) -> anyhow::Result<()> {
     let kubelet = kubelet().await?;
     let mut frozen = Vec::new();
     for (case, megabytes, files) in args.cases() {
-        run.step(&format!("{case}: freezing it"), FREEZE_SECONDS);
+        let (needed, free) = (megabytes.saturating_mul(COPIES), free()?);
+        if needed > free {
+            let reason = format!("it needs {} GB of free disk, and {} are there", needed / 1000, free / 1000);
+            run.skip(&case, &reason);
+            continue;
+        }
+        run.step(&format!("{case}: freezing it"), freeze_seconds(megabytes));
         match Filled::freeze(run, &kubelet, &case, (megabytes, files)).await {
             Ok(filled) => frozen.push((case, filled)),
             Err(error) => run.fail(&case, &error),
@@ -101,6 +113,17 @@ pub async fn rootfs(run: &mut Run, args: &RootfsArgs) -> anyhow::Result<()> {
         }
     }
     frozen.iter().try_for_each(|(_, filled)| freeze::remove(&filled.imported))
+}
+
+/// About how long freezing takes, seconds.
+fn freeze_seconds(megabytes: u64) -> f64 {
+    FREEZE_SECONDS + MEGABYTE_SECONDS * f64::from(u32::try_from(megabytes).unwrap_or(u32::MAX))
+}
+
+/// The free disk, MB.
+fn free() -> anyhow::Result<u64> {
+    let stat = rustix::fs::statvfs(DISK).with_context(|| format!("cannot look at {DISK}"))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize) / 1_000_000)
 }
 
 /// Each restore over that of an empty layer.
