@@ -162,8 +162,8 @@ impl Swrk {
         self.spawn_placed(|_| Ok(()))
     }
 
-    /// Starts CRIU after `place` has put its process, by pid, where it is to be: into a cgroup, before it runs
-    /// and before a cgroup namespace is made. It is killed when the calling thread ends.
+    /// Starts CRIU and has `place` put its process, by pid, where it is to be: into a cgroup, before a cgroup namespace is
+    /// made, and before it can be asked for anything. It is killed when the calling thread ends.
     ///
     /// # Errors
     /// [`SpawnError`]; with [`SpawnError::Child`], [`SpawnError::Place`] and [`SpawnError::Stuck`] there was a
@@ -210,9 +210,16 @@ impl Swrk {
         let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         // Only the child has these now: its end shows as the end of the socket and of the pipe.
         drop((writer, waits, sources));
-        // Without the word the child ends by itself.
+        let go_on = || retry(|| rustix::io::write(&gate, &[1])).map_err(descriptor("word to the process"));
+        // Placing takes a while, and so does becoming CRIU, which does nothing before its first request.
+        if !self.unshare_cgroup_namespace {
+            go_on()?;
+        }
+        // Without the word, or without this end of the socket, the child ends by itself.
         place(pid).map_err(|source| SpawnError::Place { pid, source })?;
-        retry(|| rustix::io::write(&gate, &[1])).map_err(descriptor("word to the process"))?;
+        if self.unshare_cgroup_namespace {
+            go_on()?;
+        }
         drop(gate);
         started(pid, reader)?;
         Ok(Session::new(ours, pid, process))

@@ -127,7 +127,8 @@ impl Task {
         let claimed = match piece.rank {
             // Nothing else is left to do: whoever reads it may be about to, or it has moved meanwhile.
             READING => None,
-            _ => space.claim(piece.start, buffer::SIZE as u64),
+            // To the end of the page table.
+            _ => space.claim(piece.start, buffer::SIZE as u64 - piece.start % buffer::SIZE as u64),
         };
         // Nobody who waits for a page is to wait for what follows.
         drop((space, shared));

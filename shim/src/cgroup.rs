@@ -257,6 +257,16 @@ pub(crate) fn paths(pid: i32) -> Result<BTreeMap<String, PathBuf>, TaskError> {
     Ok(paths)
 }
 
+/// Moves this process to where it is.
+///
+/// # Errors
+/// Where it cannot.
+pub(crate) fn stay() -> Result<(), TaskError> {
+    let own = paths(std::process::id().cast_signed())?.into_values().next();
+    let Some(own) = own else { return Ok(()) };
+    std::fs::write(own.join("cgroup.procs"), "0").map_err(TaskError::io(format!("stay in {}", own.display())))
+}
+
 /// The processes in the cgroup with these directories; none where it is gone.
 pub(crate) fn processes(cgroups: &BTreeMap<String, PathBuf>) -> Vec<i32> {
     let procs = cgroups.get("memory").or_else(|| cgroups.get("")).map(|cgroup| cgroup.join("cgroup.procs"));

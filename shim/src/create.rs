@@ -23,6 +23,7 @@ use crate::cgroup::cgroup_path;
 use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::figures;
+use crate::hasten::Hastened;
 use crate::logging::Log;
 use crate::members;
 use crate::network::{Interfaces, interfaces};
@@ -200,6 +201,7 @@ async fn plan_restore(
     waiting: Option<WaitingPager>,
     stopwatch: Stopwatch,
 ) -> Result<(Prepared, Rootfs), TaskError> {
+    let hastened = Hastened::begin();
     stopwatch.next("mounting the root file system");
     let possible = request.options.can_adopt();
     let possible = possible.and_then(|()| crate::cgroup::can_confine(request.options.systemd_cgroup()));
@@ -230,6 +232,7 @@ async fn plan_restore(
         systemd_cgroup: request.options.systemd_cgroup(),
         filled: pod.filled.clone(),
         pager: Mutex::new(pager),
+        hastened: Mutex::new(hastened),
         stopwatch,
     };
     prepared.stopwatch.next("containerd: from Create to Start");

@@ -31,6 +31,8 @@ mod figures;
 mod filling;
 mod freezer;
 mod frozen;
+#[allow(unsafe_code)] // perf_event_open
+mod hasten;
 #[allow(unsafe_code)] // mount_setattr, and a child in a user namespace
 mod idmap;
 mod implied;

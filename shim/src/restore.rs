@@ -29,6 +29,7 @@ use crate::cgroup::{Cgroup, cgroup_path};
 use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::filling::Started;
+use crate::hasten::Hastened;
 use crate::old_log::old_log;
 use crate::pod::Pod;
 use crate::reaper::Exits;
@@ -61,6 +62,8 @@ pub(crate) struct Prepared {
     pub(crate) filled: FilledFrom,
     /// What brings its memory while it runs, until the restore begins.
     pub(crate) pager: Mutex<Option<WaitingPager>>,
+    /// What CRIU is not to wait for, until the restore has ended.
+    pub(crate) hastened: Mutex<Option<Hastened>>,
     /// Where the time goes.
     pub(crate) stopwatch: Stopwatch,
 }
@@ -147,6 +150,7 @@ fn run(
 ) -> Result<Resumed, TaskError> {
     let started = Instant::now();
     let Prepared { source, plan, stopwatch, .. } = prepared;
+    let _hastened = prepared.hastened.lock().unwrap_or_else(PoisonError::into_inner).take();
     let noted = source.dir.state().map_err(prepared.failed("reading what was noted of its processes"))?;
     let written = old_log(source, noted.frozen).map_err(prepared.failed("reading its log"))?;
     stopwatch.next("starting CRIU, and preparing images, mount points, volumes and the pager beside it");

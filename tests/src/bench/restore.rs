@@ -59,7 +59,7 @@ pub struct RestoreArgs {
 impl RestoreArgs {
     /// How often a case is measured with this size.
     fn runs(&self, case: Case, megabytes: u64) -> u32 {
-        let alone = matches!(case, Case::Thaw | Case::Lazy | Case::Limits);
+        let alone = matches!(case, Case::Thaw | Case::Lazy | Case::Fresh | Case::Limits);
         match megabytes {
             HUGE_MB.. if alone => self.huge_runs,
             HUGE_MB.. => 0,
