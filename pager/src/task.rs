@@ -20,6 +20,9 @@ use crate::uffd::{Event, Uffd};
 /// How much a fault brings along, bytes: what follows is likely to be needed, and a fault costs as much as 16 pages.
 pub(crate) const FAULT: u64 = 64 << 10;
 
+/// What one copy moves where nobody has waited lately, bytes: larger ones are no faster.
+const QUIET: u64 = 256 << 10;
+
 /// A process.
 #[derive(Debug)]
 pub(crate) struct Task {
@@ -151,8 +154,10 @@ impl Task {
 
     /// Copies what of `stretch`, which lies at `from` in this process, is still owed.
     fn fill_stretch(&self, from: u64, stretch: Piece, limit: u64) -> Step {
-        let mut start = stretch.start;
+        let faults = || self.faults.load(Ordering::Relaxed);
+        let (before, mut start) = (faults(), stretch.start);
         while start < stretch.end {
+            let limit = if faults() == before { QUIET } else { limit };
             let end = start.saturating_add(limit).min(stretch.end);
             let _shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
             let taken = self.space().take(start, end);
