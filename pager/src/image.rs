@@ -81,9 +81,11 @@ impl Images {
     }
 }
 
-/// The lazy pages, cut at the borders of mappings: a copy must stay within one. Pure.
+/// The lazy pages, cut at the borders of mappings: a copy must stay within one. What follows upon each other in one is one
+/// piece: CRIU cuts by the megabyte. Pure.
 fn lazy(vmas: &[Vma], pagemap: &Pagemap) -> Vec<Piece> {
-    let mut pieces = Vec::new();
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut mapping = None;
     let mut vmas = vmas.iter().peekable();
     for run in pagemap.runs.iter().filter(|run| run.lazy) {
         let Some(offset) = run.offset else { continue };
@@ -97,7 +99,12 @@ fn lazy(vmas: &[Vma], pagemap: &Pagemap) -> Vec<Piece> {
                 rank: rank(vma),
                 wipe_on_fork: vma.wipe_on_fork,
             };
-            pieces.push(whole.part(vma.start, vma.end));
+            let piece = whole.part(vma.start, vma.end);
+            match pieces.last_mut().filter(|last| mapping == Some(vma.start) && last.goes_on_in(&piece)) {
+                Some(last) => last.end = piece.end,
+                None => pieces.push(piece),
+            }
+            mapping = Some(vma.start);
         }
     }
     pieces
@@ -115,19 +122,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_cut_at_the_borders_of_mappings() {
+    fn runs_are_joined_and_cut_at_the_borders_of_mappings() {
         let vma = |start, end| Vma { start, end, wipe_on_fork: false, segment: None };
         let run = |start, end, offset, lazy| PageRun { start, end, offset, lazy };
-        let vmas = [vma(0x1000, 0x3000), vma(0x3000, 0x4000), vma(0x8000, 0x9000)];
+        let vmas = [vma(0x1000, 0x3000), vma(0x3000, 0x4000), vma(0x8000, 0xb000)];
         let runs = vec![
             run(0x1000, 0x2000, Some(0), false),
             run(0x2000, 0x5000, Some(0x1000), true),
             run(0x6000, 0x7000, None, true),
             run(0x8000, 0x9000, Some(0x4000), true),
+            run(0x9000, 0xa000, Some(0x5000), true),
+            run(0xa000, 0xb000, Some(0x9000), true),
         ];
         let pieces = lazy(&vmas, &Pagemap { pages_id: 7, runs });
         let found: Vec<_> = pieces.iter().map(|p| (p.start, p.end, p.source.offset)).collect();
-        assert_eq!(found, [(0x2000, 0x3000, 0x1000), (0x3000, 0x4000, 0x2000), (0x8000, 0x9000, 0x4000)]);
+        let wanted = [
+            (0x2000, 0x3000, 0x1000),
+            (0x3000, 0x4000, 0x2000),
+            (0x8000, 0xa000, 0x4000),
+            (0xa000, 0xb000, 0x9000),
+        ];
+        assert_eq!(found, wanted);
         assert!(pieces.iter().all(|piece| piece.source.pages_id == 7));
     }
 }

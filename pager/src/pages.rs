@@ -8,6 +8,7 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use criu_rpc::image::{ImagesDir, LoadError, PAGE};
 use rustix::fs::{Advice, Mode, OFlags, fadvise, open};
@@ -60,11 +61,13 @@ struct Mapping {
     direct: Option<OwnedFd>,
     start: *mut std::ffi::c_void,
     length: usize,
+    /// Which steps of it have been mapped page by page.
+    mapped: Vec<AtomicBool>,
 }
 
 // SAFETY: the address is only ever given to the kernel, and `file` is `Send`.
 unsafe impl Send for Mapping {}
-// SAFETY: likewise; nothing changes after its making.
+// SAFETY: likewise; nothing but flags changes after its making.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -87,6 +90,8 @@ impl Drop for Mapping {
     }
 }
 
+/// How much of a file is known to be mapped, bytes.
+const STEP: usize = 2 << 20;
 /// How much of a file the kernel maps where one page of it is touched, bytes. Source: linux mm/memory.c,
 /// fault_around_bytes.
 const FAULT_AROUND: usize = 64 << 10;
@@ -178,17 +183,21 @@ impl Pages {
     }
 
     /// Maps `length` bytes at `source`, as far as the file goes; waits for the disk. One page is touched of as many as the
-    /// kernel maps with it.
+    /// kernel maps with it, and none of what has been mapped so before.
     pub fn populate(&self, source: Source, length: u64) {
         let Some(mapping) = self.0.get(&source.pages_id) else { return };
         let Ok(offset) = usize::try_from(source.offset) else { return };
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(mapping.length.saturating_sub(offset));
-        for touched in (0..length).step_by(FAULT_AROUND) {
-            let start = mapping.start.wrapping_byte_add(offset + touched);
+        let mapped =
+            |step: usize| mapping.mapped.get(step).is_some_and(|mapped| mapped.load(Ordering::Relaxed));
+        for touched in (offset..offset + length).step_by(FAULT_AROUND).filter(|at| !mapped(at / STEP)) {
+            let start = mapping.start.wrapping_byte_add(touched);
             // SAFETY: the advice brings pages of a mapping that lives as long as `self`, and changes none. A kernel before
             // 5.14 does not know it, and a page that cannot be read is met again by its copy.
             let _ = unsafe { madvise(start, PAGE_BYTES, Mapped::LinuxPopulateRead) };
         }
+        let whole = mapping.mapped.iter().take((offset + length) / STEP).skip(offset.div_ceil(STEP));
+        whole.for_each(|mapped| mapped.store(true, Ordering::Relaxed));
     }
 }
 
@@ -206,7 +215,8 @@ fn map(file: File, id: u32) -> Result<Mapping, PagesError> {
     // A copy that meets the disk reads what it needs, and nothing around it.
     // SAFETY: the advice changes no memory.
     let _ = unsafe { madvise(start, mapped, Mapped::Random) };
-    Ok(Mapping { file, direct, start, length })
+    let mapped = (0..length.div_ceil(STEP)).map(|_| AtomicBool::new(false)).collect();
+    Ok(Mapping { file, direct, start, length, mapped })
 }
 
 #[cfg(test)]

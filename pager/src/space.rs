@@ -56,6 +56,11 @@ impl Piece {
         self.start >= self.end
     }
 
+    /// Whether `next` follows without a gap, here and in the file.
+    pub(crate) fn goes_on_in(&self, next: &Self) -> bool {
+        self.end == next.start && self.source.plus(self.len()) == next.source
+    }
+
     /// The part from `start` to `end`; empty where they do not meet.
     #[must_use]
     pub fn part(&self, start: u64, end: u64) -> Self {
@@ -139,10 +144,10 @@ impl AddressSpace {
     pub(crate) fn claim(&mut self, start: u64, limit: u64) -> Option<Piece> {
         let mut stretch = *self.pieces.get(&start)?;
         let end = start.saturating_add(limit);
-        while let Some(next) = self.pieces.get(&stretch.end).filter(|next| next.start < end) {
-            if next.source != stretch.source.plus(stretch.len()) {
-                break;
-            }
+        while let Some(next) = self.pieces.get(&stretch.end)
+            && next.start < end
+            && stretch.goes_on_in(next)
+        {
             stretch.end = next.end;
         }
         let stretch = stretch.part(start, end);
