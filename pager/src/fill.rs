@@ -16,7 +16,7 @@ use crate::task::{CopyError, Step, Stopped, Task};
 const SEGMENT: u64 = 64 << 10;
 /// How long after CRIU's mark the processors and the processes are left to CRIU's last steps and to the program's first:
 /// copies would only be in their way, even with the lowest priority, but for those of pages that are known to be waited for.
-const GRACE: Duration = Duration::from_millis(5);
+const GRACE: Duration = Duration::from_millis(2);
 /// How long a process is left alone that changes its mappings.
 const BUSY: Duration = Duration::from_micros(50);
 /// How long a process is left alone whose container has no memory left: the kernel kills something meanwhile.

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use ::checkpoint::annotation::{Otherwise, PodOptions};
+use ::checkpoint::annotation::{Otherwise, PodOptions, RESTORE};
 use ::checkpoint::plan::{Host, NewContainer, NewNetwork, Refused, plan, resolve_destinations};
 use ::checkpoint::record::Verb;
 use containerd_shim::asynchronous::io::Stdio;
@@ -172,6 +172,7 @@ pub(crate) async fn create_process(pod: &Arc<Pod>, container: &Arc<Container>) -
 /// Finds the checkpoint that the pod asks for and proves that its restore can hold; `None` starts the image.
 async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, Rootfs)>, TaskError> {
     let stopwatch = Stopwatch::start("reading the checkpoint");
+    let hastened = asks(&request.spec).then(Hastened::begin).flatten();
     let (spec, asker) = (request.spec.clone(), pod.clone());
     let decided = blocking(move || decide(&spec, &asker.bundle, &asker.restored_from())).await;
     // Whatever was decided: nobody else wants it.
@@ -179,7 +180,7 @@ async fn prepare(pod: &Arc<Pod>, request: &Request) -> Result<Option<(Prepared, 
     let decided = decided.inspect_err(|e| figures::failed(Verb::Restore, &request.spec, e))?;
     let Some(source) = decided else { return Ok(None) };
     let if_failed = source.if_failed;
-    let planned = plan_restore(pod, request, source, waiting, stopwatch).await;
+    let planned = plan_restore(pod, request, source, (waiting, hastened), stopwatch).await;
     match planned.inspect_err(|e| figures::failed(Verb::Restore, &request.spec, e)) {
         Err(e) if if_failed == Otherwise::Start => {
             warn!("the container starts normally, as thaw.dev/if-failed says: {e}");
@@ -194,14 +195,19 @@ fn name(spec: &Spec) -> Option<String> {
     spec.annotations().as_ref().and_then(identity).map(|who| who.container.to_owned())
 }
 
+/// Whether this may be a container that is to be restored.
+fn asks(spec: &Spec) -> bool {
+    let mut keys = spec.annotations().iter().flat_map(HashMap::keys);
+    keys.any(|key| key.starts_with(RESTORE)) && name(spec).is_some()
+}
+
 async fn plan_restore(
     pod: &Arc<Pod>,
     request: &Request,
     source: Source,
-    waiting: Option<WaitingPager>,
+    (waiting, hastened): (Option<WaitingPager>, Option<Hastened>),
     stopwatch: Stopwatch,
 ) -> Result<(Prepared, Rootfs), TaskError> {
-    let hastened = Hastened::begin();
     stopwatch.next("mounting the root file system");
     let possible = request.options.can_adopt();
     let possible = possible.and_then(|()| crate::cgroup::can_confine(request.options.systemd_cgroup()));

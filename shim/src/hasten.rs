@@ -82,7 +82,7 @@ mod tests {
         match dummy_event() {
             Ok(_) => {}
             Err(e) => {
-                assert!(matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::ENOSYS)), "{e}")
+                assert!(matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::ENOSYS)), "{e}");
             }
         }
     }

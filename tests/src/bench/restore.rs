@@ -33,6 +33,9 @@ const LARGE_MB: u64 = 1024;
 /// From this size on only thaw and the machine are measured: the other ways need a multiple of it on disk, and minutes.
 const HUGE_MB: u64 = 4096;
 
+/// The program of the case `small`, MB.
+const SMALL_MB: u64 = 64;
+
 /// What is restored, and how often.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
@@ -43,7 +46,7 @@ pub struct RestoreArgs {
     #[arg(long, default_value_t = 3)]
     pub(crate) large_image_runs: u32,
     /// Repetitions from 4096 MB on.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 7)]
     pub(crate) huge_runs: u32,
     /// Memory of the program, MB, multiples of 16.
     #[arg(long, value_delimiter = ',', default_value = "64,512,2048", value_parser = parse_size)]
@@ -59,10 +62,11 @@ pub struct RestoreArgs {
 impl RestoreArgs {
     /// How often a case is measured with this size.
     fn runs(&self, case: Case, megabytes: u64) -> u32 {
-        let alone = matches!(case, Case::Thaw | Case::Lazy | Case::Fresh | Case::Limits);
+        let alone = matches!(case, Case::Thaw | Case::Lazy | Case::Small | Case::Fresh | Case::Limits);
         match megabytes {
             HUGE_MB.. if alone => self.huge_runs,
             HUGE_MB.. => 0,
+            _ if case == Case::Small => 0,
             LARGE_MB.. if case == Case::Image => self.large_image_runs.min(self.runs),
             _ => self.runs,
         }
@@ -88,7 +92,9 @@ pub(crate) enum Case {
     Thaw,
     /// The same with thaw.dev/memory: lazy.
     Lazy,
-    /// The same with nothing of the checkpoint in the page cache.
+    /// The same of a program of 64 MB, in turns with one of 4096 MB or more: both find the same machine.
+    Small,
+    /// Lazily, with nothing of the checkpoint in the page cache.
     Cold,
     /// The same from a slow disk, for the first time.
     SlowFirst,
@@ -122,6 +128,7 @@ impl Case {
     fn seconds(self, megabytes: u64) -> f64 {
         let (fixed, each_gigabyte) = match self {
             Self::Fresh => (1.5, 0.0),
+            Self::Small => (2.5, 0.5),
             Self::Limits => (0.5, 3.0),
             Self::Archive => (4.0, 4.0),
             Self::Image => (6.0, 30.0),
@@ -238,6 +245,10 @@ impl Bench {
         let mut record = Record::default();
         let frozen = Frozen::make(self, &args.frozen_by, megabytes, &mut record).await?;
         bench.add(&name, record);
+        let small = match args.cases.contains(&Case::Small) && args.runs(Case::Small, megabytes) > 0 {
+            true => Some(Frozen::make(self, &args.frozen_by, SMALL_MB, &mut Record::default()).await?),
+            false => None,
+        };
         let copies = Copies::of(&frozen.dir)?;
         let mut podman = Podman::new(self, megabytes);
         for run in 1..=args.runs.max(args.huge_runs) {
@@ -252,7 +263,13 @@ impl Bench {
                 let what = format!("{name}.{}", case.name());
                 bench.step(&format!("{what}: run {run}"), case.seconds(megabytes));
                 let mut record = Record::default();
-                match self.once(case, &frozen, &copies, &mut podman, &mut record).await {
+                let done = match &small {
+                    Some(small) if case == Case::Small => {
+                        self.beside(&frozen, small, &mut record).await.map(|()| None)
+                    }
+                    _ => self.once(case, &frozen, &copies, &mut podman, &mut record).await,
+                };
+                match done {
                     Ok(Some(reason)) => bench.skip(&what, &reason),
                     Ok(None) => bench.add(&name, record),
                     Err(error) => bench.fail(&what, &error),
@@ -260,7 +277,18 @@ impl Bench {
                 remove_pods(&self.kubelet, "bench-").await?;
             }
         }
+        if let Some(small) = small {
+            small.remove(self).await?;
+        }
         frozen.remove(self).await
+    }
+
+    /// The case `small`: the machine is as it is for the large one.
+    async fn beside(&self, large: &Frozen, small: &Frozen, record: &mut Record) -> anyhow::Result<()> {
+        touch_free_memory(large.megabytes);
+        copies::warm(&large.dir)?;
+        copies::warm(&small.dir)?;
+        lazy::measure_as("small", self, small, record).await
     }
 
     /// One repetition; the reason where this machine has no such case.
@@ -280,11 +308,12 @@ impl Bench {
                 copies::warm(&frozen.dir)?;
             }
             Case::Archive | Case::Image => copies::warm(&frozen.archive)?,
-            Case::Cold | Case::SlowFirst | Case::Slow | Case::Fresh | Case::Podman => {}
+            Case::Small | Case::Cold | Case::SlowFirst | Case::Slow | Case::Fresh | Case::Podman => {}
         }
         match case {
             Case::Thaw => thaw::measure(self, frozen, copies, record).await,
             Case::Lazy => lazy::measure(self, frozen, record).await,
+            Case::Small => return Ok(Some("it needs 4096 MB or more beside it".to_owned())),
             Case::Cold => cold::measure(self, frozen, record).await,
             Case::SlowFirst => return cold::measure_slow_first(self, frozen, record).await,
             Case::Slow => return cold::measure_slow(self, frozen, record).await,
