@@ -27,7 +27,7 @@ use rustix::{
     io::fcntl_dupfd_cloexec,
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use thiserror::Error;
 
@@ -93,7 +93,7 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
-    /// The new process could not be placed. It ends by itself and waits for its reaper.
+    /// The new process could not be placed. It has been sent `SIGKILL` and waits for its reaper.
     #[error("the process for CRIU could not be placed: {source}")]
     Place {
         /// The process.
@@ -212,28 +212,38 @@ impl Swrk {
         drop((writer, waits, sources));
         let go_on = || retry(|| rustix::io::write(&gate, &[1])).map_err(descriptor("word to the process"));
         // Placing takes a while, and so does becoming CRIU, which does nothing before its first request.
-        if !self.unshare_cgroup_namespace {
+        let early = !self.unshare_cgroup_namespace;
+        if early {
             go_on()?;
         }
-        // Without the word, or without this end of the socket, the child ends by itself.
-        place(pid).map_err(|source| SpawnError::Place { pid, source })?;
-        if self.unshare_cgroup_namespace {
+        if let Err(source) = place(pid) {
+            // Without the word, or without our end of the socket, it ends by itself; it may be on its way to CRIU.
+            let _ = process.map(|process| pidfd_send_signal(process, Signal::KILL));
+            let ended = early.then(|| reported(pid, reader, &Timespec::default()).err()).flatten();
+            return Err(match ended {
+                // It was gone before it could be placed.
+                Some(child @ SpawnError::Child { .. }) => child,
+                _ => SpawnError::Place { pid, source },
+            });
+        }
+        if !early {
             go_on()?;
         }
         drop(gate);
-        started(pid, reader)?;
+        if let Err(error) = reported(pid, reader, &START) {
+            if let (SpawnError::Stuck { .. }, Some(process)) = (&error, &process) {
+                // Gone already is as good.
+                let _ = pidfd_send_signal(process, Signal::KILL);
+            }
+            return Err(error);
+        }
         Ok(Session::new(ours, pid, process))
     }
 }
 
 /// Waits for the child to run CRIU (the pipe closes) or to report why it could not.
-fn started(pid: i32, reader: OwnedFd) -> Result<(), SpawnError> {
-    let ready = retry(|| poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&START)));
-    if ready == Ok(0) {
-        if let Some(pid) = Pid::from_raw(pid) {
-            // It is a child that nobody has waited for yet, or it is gone: both are fine.
-            let _ = kill_process(pid, Signal::KILL);
-        }
+fn reported(pid: i32, reader: OwnedFd, limit: &Timespec) -> Result<(), SpawnError> {
+    if retry(|| poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(limit))) == Ok(0) {
         return Err(SpawnError::Stuck { pid });
     }
     let mut report = Vec::new();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The cgroup of a restored container: made from the **new** spec, CRIU put into it before it runs, so that all
-//! restored tasks are in it from their first moment and CRIU itself manages none.
+//! The cgroup of a restored container: made from the **new** spec, CRIU put into it before it restores anything, so that
+//! all restored tasks are in it from their first moment and CRIU itself manages none.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ const STOP: Duration = Duration::from_secs(5);
 /// A container's cgroup; emptied and removed on drop unless kept.
 pub(crate) struct Cgroup {
     manager: AnyCgroupManager,
+    /// Where it is below the hierarchies' roots, or what systemd makes it of.
+    path: PathBuf,
     resources: Option<LinuxResources>,
     /// The device rules on cgroup v2; on v1 they are files that `manager` writes.
     device_filter: Option<Vec<Instruction>>,
@@ -61,14 +63,14 @@ impl Cgroup {
         let scope = if systemd { scope(&path) } else { None };
         let others = if scope.is_none() { without_controllers(&path)? } else { Vec::new() };
         let manager = create_cgroup_manager(CgroupConfig {
-            cgroup_path: path,
+            cgroup_path: path.clone(),
             systemd_cgroup: systemd,
             container_name: id.to_owned(),
         })
         .map_err(failed("find the cgroup hierarchies"))?;
         let resources = spec.and_then(|spec| spec.linux().as_ref()?.resources().clone());
         let device_filter = spec.filter(|_| unified()).map(device_filter::program);
-        Ok(Self { manager, resources, device_filter, scope, others, kept: false })
+        Ok(Self { manager, path, resources, device_filter, scope, others, kept: false })
     }
 
     /// Makes the cgroup, sets the spec's limits and device rules, and puts `pid` into it.
@@ -101,7 +103,12 @@ impl Cgroup {
             }
         }
         if let Some(filter) = &self.device_filter {
-            let attached = attach_device_filter(&directory(pid)?, filter);
+            // A process that has ended meanwhile is where it was, and others are there too.
+            let directory = match &self.scope {
+                None => Path::new(ROOT).join(self.path.strip_prefix("/").unwrap_or(&self.path)),
+                Some(_) => directory(pid)?,
+            };
+            let attached = attach_device_filter(&directory, filter);
             attached.map_err(TaskError::io("set the container's device rules".to_owned()))?;
         }
         Ok(())

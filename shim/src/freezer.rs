@@ -91,7 +91,7 @@ impl Freezer {
     }
 
     /// Whether all of it is frozen.
-    fn is_frozen(&self) -> io::Result<bool> {
+    pub(crate) fn is_frozen(&self) -> io::Result<bool> {
         let read = |file: &str| match std::fs::read_to_string(self.cgroup.join(file)) {
             // The root of a hierarchy has no freezer.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),

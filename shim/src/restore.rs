@@ -29,6 +29,7 @@ use crate::cgroup::{Cgroup, cgroup_path};
 use crate::container::Container;
 use crate::error::{TaskError, full};
 use crate::filling::Started;
+use crate::freezer::Freezer;
 use crate::hasten::Hastened;
 use crate::old_log::old_log;
 use crate::pod::Pod;
@@ -46,6 +47,9 @@ use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// How long the container's cgroup may be frozen.
+const FROZEN: Duration = Duration::from_secs(10);
 
 /// A restore that Create has found to hold.
 #[derive(Debug)]
@@ -168,7 +172,8 @@ fn run(
     let spawn = || {
         swrk.spawn_placed(|criu| {
             container.restoring.begin(criu)?;
-            Ok(cgroup.place(criu)?)
+            cgroup.place(criu)?;
+            Ok(moves(criu)?)
         })
     };
     let (session, beside) = both(spawn, || beside(container, others, prepared, &workspace))?;
@@ -234,7 +239,7 @@ struct Beside {
     pager: Option<Started>,
 }
 
-/// What CRIU needs and its process does not. The kernel takes some 15 ms to put a process into a cgroup, in which nobody
+/// What CRIU needs and its process does not. The kernel takes some 10 ms to put a process into a cgroup, in which nobody
 /// works.
 fn beside(
     container: &Arc<Container>,
@@ -380,6 +385,21 @@ fn cgroup(container: &Container, prepared: &Prepared) -> Result<Cgroup, TaskErro
         TaskError::InvalidRequest("the spec names no cgroup, and a restored container needs one".into())
     })?;
     Cgroup::new(&container.id, path, Some(&container.spec), prepared.systemd_cgroup)
+}
+
+/// Waits for a cgroup that is frozen, which CRIU would never leave.
+fn moves(criu: i32) -> std::io::Result<()> {
+    let Some(freezer) = Freezer::of_process(criu) else { return Ok(()) };
+    let began = Instant::now();
+    while freezer.is_frozen()? {
+        if began.elapsed() > FROZEN {
+            let text =
+                format!("{} is frozen: let it go on, and start the pod again", freezer.cgroup().display());
+            return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn millis(duration: Duration) -> u64 {

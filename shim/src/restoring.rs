@@ -18,7 +18,7 @@ const KILLED: i32 = -1;
 pub(crate) struct Killed;
 
 impl Restoring {
-    /// Notes CRIU's pid; the process waits to be placed.
+    /// Notes CRIU's pid; the process waits for its first request.
     pub(crate) fn begin(&self, criu: i32) -> Result<(), Killed> {
         let noted = self.0.compare_exchange(0, criu, Ordering::SeqCst, Ordering::SeqCst);
         noted.map(drop).map_err(|_| Killed)

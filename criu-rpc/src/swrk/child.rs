@@ -44,7 +44,7 @@ pub(super) struct Child<'a> {
     /// What becomes 0, 1, 2, ...; each number is above all targets.
     pub(super) sources: &'a [RawFd],
     pub(super) unshare_cgroup_namespace: bool,
-    /// Where the parent's word comes that it is placed; its end means that it is not to run.
+    /// Where the parent's word comes that it may go on; its end means that it is not to run.
     pub(super) waits: RawFd,
     /// The parent's end of that, closed here so that its end can be seen.
     pub(super) gate: RawFd,

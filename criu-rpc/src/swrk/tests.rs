@@ -20,10 +20,10 @@ fn pipe() -> (File, OwnedFd) {
     (reader.into(), writer)
 }
 
-/// Reaps the process; its exit status.
+/// Reaps the process; its exit status, or what killed it, below 0.
 fn reap(pid: i32) -> i32 {
     let (_, status) = waitpid(Pid::from_raw(pid), WaitOptions::empty()).unwrap().unwrap();
-    status.exit_status().unwrap()
+    status.exit_status().or_else(|| Some(-status.terminating_signal()?)).unwrap()
 }
 
 fn text(mut reader: File) -> String {
@@ -81,24 +81,61 @@ fn given_stdio_becomes_0_1_and_2_in_this_order() {
 }
 
 #[test]
-fn the_process_is_placed_before_it_runs() {
+fn the_process_is_placed_before_it_has_a_cgroup_namespace_and_runs() {
     let mut seen = String::new();
     let place = |pid: i32| {
         let program = std::fs::read_link(format!("/proc/{pid}/exe"))?;
         seen = program.display().to_string();
         Ok(())
     };
-    let session = Swrk::new("/bin/true").spawn_placed(place).unwrap();
+    let mut swrk = Swrk::new("/bin/true");
+    swrk.unshare_cgroup_namespace(true);
+    let session = swrk.spawn_placed(place).unwrap();
     assert_ne!(seen, "/bin/true");
     assert_eq!(seen, std::env::current_exe().unwrap().display().to_string());
     reap(session.pid());
 }
 
 #[test]
-fn a_process_that_cannot_be_placed_ends_by_itself_and_is_left_to_the_reaper() {
-    let error = Swrk::new("/bin/true").spawn_placed(|_| Err("no such cgroup".into())).unwrap_err();
-    let SpawnError::Place { pid, source } = error else { panic!("{error}") };
-    assert_eq!(source.to_string(), "no such cgroup");
+fn a_process_without_a_cgroup_namespace_becomes_criu_while_it_is_placed() {
+    let place = |pid: i32| {
+        let exe = format!("/proc/{pid}/exe");
+        while std::fs::read_link(&exe)? == std::env::current_exe()? {
+            std::thread::yield_now();
+        }
+        Ok(())
+    };
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/end-with-socket.sh");
+    let session = Swrk::new(program).spawn_placed(place).unwrap();
+    let pid = session.pid();
+    drop(session);
+    assert_eq!(reap(pid), 0);
+}
+
+#[test]
+fn a_process_that_cannot_be_placed_is_killed_and_left_to_the_reaper() {
+    for early in [true, false] {
+        let mut swrk = Swrk::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/stay.sh"));
+        swrk.unshare_cgroup_namespace(!early);
+        let error = swrk.spawn_placed(|_| Err("no such cgroup".into())).unwrap_err();
+        let SpawnError::Place { pid, source } = error else { panic!("{error}") };
+        assert_eq!(source.to_string(), "no such cgroup");
+        // The end of the gate may be quicker than the signal.
+        assert!(matches!(reap(pid), 127 | -9), "{early}");
+    }
+}
+
+#[test]
+fn what_ended_a_process_is_the_reason_and_not_that_it_cannot_be_placed_then() {
+    let place = |pid: i32| {
+        while std::fs::read_to_string(format!("/proc/{pid}/stat"))?.split(' ').nth(2) != Some("Z") {
+            std::thread::yield_now();
+        }
+        Err("no such process".into())
+    };
+    let error = Swrk::new("/dev/null").spawn_placed(place).unwrap_err();
+    let SpawnError::Child { pid, step, .. } = error else { panic!("{error}") };
+    assert_eq!(step, "run CRIU");
     assert_eq!(reap(pid), 127);
 }
 
@@ -147,7 +184,7 @@ fn reports_of_every_step_are_told_apart() {
         let (reader, writer) = pipe();
         let report = [(step as i32).to_ne_bytes(), libc::EPERM.to_ne_bytes()].concat();
         File::from(writer).write_all(&report).unwrap();
-        let error = started(1, reader.into()).unwrap_err();
+        let error = reported(1, reader.into(), &START).unwrap_err();
         let SpawnError::Child { step: told, source, .. } = error else { panic!("{error}") };
         assert_eq!(told, Step::describe(step as i32));
         assert_eq!(source.raw_os_error(), Some(libc::EPERM));

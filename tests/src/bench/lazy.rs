@@ -15,8 +15,8 @@ use crate::harness::process;
 
 /// The annotation.
 pub(crate) const MEMORY: &str = "thaw.dev/memory";
-/// How often it is looked whether the pager has ended.
-const POLL: Duration = Duration::from_micros(500);
+/// How often it is looked whether the pager has ended; the least that tokio can.
+const POLL: Duration = Duration::from_millis(1);
 /// How long the memory may take to be there.
 const LIMIT: Duration = Duration::from_secs(120);
 

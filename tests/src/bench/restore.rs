@@ -30,11 +30,12 @@ const STATE: &str = "/run/thaw-bench";
 /// From this size on the image path is repeated less: it takes minutes.
 const LARGE_MB: u64 = 1024;
 
-/// From this size on only thaw and the machine are measured: the other ways need a multiple of it on disk, and minutes.
+/// From this size on only thaw, starts of `sleep` and the machine are measured: the other ways need a multiple of it on disk, and minutes.
 const HUGE_MB: u64 = 4096;
 
 /// The program of the case `small`, MB.
 const SMALL_MB: u64 = 64;
+const NO_LARGE: &str = "it needs a program of 4096 MB or more beside it";
 
 /// What is restored, and how often.
 #[derive(Debug, Args)]
@@ -188,6 +189,9 @@ pub async fn restore(run: &mut Run, args: &RestoreArgs) -> anyhow::Result<()> {
         let image = Some(ImageSpec { image: bench.image.clone(), ..ImageSpec::default() });
         bench.kubelet.cri.pull_image(PullImageRequest { image }).await?;
     }
+    if args.sizes.iter().all(|megabytes| *megabytes < HUGE_MB) && args.cases.contains(&Case::Small) {
+        run.skip("restore.small", NO_LARGE);
+    }
     for megabytes in &args.sizes {
         let case = format!("restore.{megabytes}");
         if let Err(error) = bench.size(run, args, *megabytes, registry.as_mut()).await {
@@ -263,13 +267,7 @@ impl Bench {
                 let what = format!("{name}.{}", case.name());
                 bench.step(&format!("{what}: run {run}"), case.seconds(megabytes));
                 let mut record = Record::default();
-                let done = match &small {
-                    Some(small) if case == Case::Small => {
-                        self.beside(&frozen, small, &mut record).await.map(|()| None)
-                    }
-                    _ => self.once(case, &frozen, &copies, &mut podman, &mut record).await,
-                };
-                match done {
+                match self.once(case, (&frozen, small.as_ref()), &copies, &mut podman, &mut record).await {
                     Ok(Some(reason)) => bench.skip(&what, &reason),
                     Ok(None) => bench.add(&name, record),
                     Err(error) => bench.fail(&what, &error),
@@ -283,19 +281,11 @@ impl Bench {
         frozen.remove(self).await
     }
 
-    /// The case `small`: the machine is as it is for the large one.
-    async fn beside(&self, large: &Frozen, small: &Frozen, record: &mut Record) -> anyhow::Result<()> {
-        touch_free_memory(large.megabytes);
-        copies::warm(&large.dir)?;
-        copies::warm(&small.dir)?;
-        lazy::measure_as("small", self, small, record).await
-    }
-
     /// One repetition; the reason where this machine has no such case.
     async fn once(
         &self,
         case: Case,
-        frozen: &Frozen,
+        (frozen, small): (&Frozen, Option<&Frozen>),
         copies: &Copies,
         podman: &mut Podman<'_>,
         record: &mut Record,
@@ -304,16 +294,25 @@ impl Bench {
         // its free memory.
         touch_free_memory(frozen.megabytes);
         match case {
-            Case::Thaw | Case::Lazy | Case::Criu | Case::CriuLazy | Case::Runc | Case::Limits => {
+            Case::Thaw
+            | Case::Lazy
+            | Case::Small
+            | Case::Criu
+            | Case::CriuLazy
+            | Case::Runc
+            | Case::Limits => {
                 copies::warm(&frozen.dir)?;
             }
             Case::Archive | Case::Image => copies::warm(&frozen.archive)?,
-            Case::Small | Case::Cold | Case::SlowFirst | Case::Slow | Case::Fresh | Case::Podman => {}
+            Case::Cold | Case::SlowFirst | Case::Slow | Case::Fresh | Case::Podman => {}
         }
         match case {
             Case::Thaw => thaw::measure(self, frozen, copies, record).await,
             Case::Lazy => lazy::measure(self, frozen, record).await,
-            Case::Small => return Ok(Some("it needs 4096 MB or more beside it".to_owned())),
+            Case::Small => match small {
+                Some(small) => lazy::measure_as("small", self, small, record).await,
+                None => return Ok(Some(NO_LARGE.to_owned())),
+            },
             Case::Cold => cold::measure(self, frozen, record).await,
             Case::SlowFirst => return cold::measure_slow_first(self, frozen, record).await,
             Case::Slow => return cold::measure_slow(self, frozen, record).await,

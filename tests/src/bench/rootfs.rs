@@ -26,8 +26,8 @@ const MEGABYTE_SECONDS: f64 = 0.012;
 /// How often what was written is on the disk while it is frozen: in the layer, in containerd's difference, archive and
 /// image, and some more.
 const COPIES: u64 = 5;
-/// Where the node keeps all of them.
-const DISK: &str = "/var/lib";
+/// The node's disk, where all of them are.
+const DISK: &str = "/var";
 /// Writes what cannot be compressed, and many small files: `FILL MEGABYTES FILES`.
 const FILL: &str = "
 import os, sys
@@ -123,7 +123,7 @@ fn freeze_seconds(megabytes: u64) -> f64 {
 /// The free disk, MB.
 fn free() -> anyhow::Result<u64> {
     let stat = rustix::fs::statvfs(DISK).with_context(|| format!("cannot look at {DISK}"))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize) / 1_000_000)
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize) >> 20)
 }
 
 /// Each restore over that of an empty layer.
