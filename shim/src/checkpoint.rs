@@ -22,6 +22,7 @@ use procfs::process::{MountInfo, Process as ProcFs};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
+use crate::cgroup2;
 use crate::container::Container;
 use crate::create::blocking;
 use crate::error::{TaskError, full};
@@ -172,6 +173,7 @@ impl Dump<'_> {
             settle(&mut options.freeze_cgroup).map_err(|e| failed("stopping it")(full(&e)))?
         };
         let criu = crate::source::criu().map_err(|e| failed("reading the configuration")(full(&e)))?;
+        let _options = cgroup2::Options::keep();
         let session = Swrk::new(criu).spawn().map_err(|e| failed("starting CRIU")(full(&e)))?;
         let criu = session.pid();
         write_network(pid, images).map_err(|e| failed("reading its network")(full(&e)))?;

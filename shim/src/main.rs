@@ -16,6 +16,7 @@ mod asker;
 #[allow(unsafe_code)] // bpf(2)
 mod bpf;
 mod cgroup;
+mod cgroup2;
 mod checkpoint;
 mod checkpoint_pod;
 mod console;

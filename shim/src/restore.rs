@@ -43,7 +43,9 @@ use crate::stopwatch::Stopwatch;
 use crate::together::Together;
 use crate::volumes::{Filled, FilledFrom};
 use crate::waiting_pager::WaitingPager;
-use crate::{adopt, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, sysv_ipc, threads, untar};
+use crate::{
+    adopt, cgroup2, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, sysv_ipc, threads, untar,
+};
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -154,6 +156,7 @@ fn run(
 ) -> Result<Resumed, TaskError> {
     let started = Instant::now();
     let Prepared { source, plan, stopwatch, .. } = prepared;
+    let _options = cgroup2::Options::keep();
     let _hastened = prepared.hastened.lock().unwrap_or_else(PoisonError::into_inner).take();
     let noted = source.dir.state().map_err(prepared.failed("reading what was noted of its processes"))?;
     let written = old_log(source, noted.frozen).map_err(prepared.failed("reading its log"))?;

@@ -17,6 +17,7 @@ use thaw_tests::harness::{HarnessError, Need, Node, Tested, process, until};
 use thaw_tests::kubelet::cgroup;
 use thaw_tests::kubelet::cri::api::{LinuxContainerResources, UpdateContainerResourcesRequest};
 use thaw_tests::kubelet::logs::LogLine;
+use thaw_tests::kubelet::mountinfo;
 use thaw_tests::kubelet::pod_spec::Pod;
 use thaw_tests::kubelet::state::PodState;
 
@@ -115,6 +116,23 @@ async fn with_cgroup_v2_a_restored_program_sees_its_own_cgroup_as_the_root() -> 
     assert_eq!(node.kubelet.exec(&pair.restored, "", &command, 10).await?.stdout, "0::/\n");
     pair.remove(&node).await?;
     node.leave().await
+}
+
+#[tokio::test]
+async fn with_cgroup_v2_the_node_keeps_the_options_of_its_cgroups() -> Tested {
+    let Some(node) = Node::enter(&[NEEDS, &[Need::CgroupV2]].concat()).await else { return Ok(()) };
+    // Whoever froze a pod under runc before has taken them from the node.
+    let mount =
+        std::process::Command::new("mount").args(["-o", "remount,nsdelegate", "/sys/fs/cgroup"]).status();
+    assert!(mount.unwrap().success());
+    let pair = pair(&node, |name| node.counter_pod(name, 1)).await?;
+    assert!(mountinfo::mounts().unwrap().iter().any(delegates));
+    pair.remove(&node).await?;
+    node.leave().await
+}
+
+fn delegates(mount: &mountinfo::Mount) -> bool {
+    mount.fs_type == "cgroup2" && mount.super_options.split(',').any(|option| option == "nsdelegate")
 }
 
 #[tokio::test]

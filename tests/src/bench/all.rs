@@ -92,7 +92,7 @@ impl AllArgs {
             Group::Restore => Planned::Restore(RestoreArgs {
                 runs: self.of(2, 5),
                 large_image_runs: self.of(1, 2),
-                huge_runs: self.of(2, 7),
+                huge_runs: self.of(2, 5),
                 sizes: self.sizes(),
                 cases: self.cases.clone(),
                 frozen_by: "runc".to_owned(),
