@@ -12,7 +12,8 @@ use crate::buffer::Buffer;
 use crate::pages::Pages;
 use crate::task::{CopyError, Step, Stopped, Task};
 
-/// What one copy moves where somebody has just waited, bytes. A fault waits for the copies under way: this takes some 30 µs.
+/// What one copy moves where somebody has just waited, bytes. A fault waits for the copies under way: this takes some
+/// 30 µs.
 const SEGMENT: u64 = 64 << 10;
 /// How long after CRIU's mark the processors and the processes are left to CRIU's last steps and to the program's first:
 /// copies would only be in their way, even with the lowest priority, but for those of pages that are known to be waited for.

@@ -30,7 +30,8 @@ const STATE: &str = "/run/thaw-bench";
 /// From this size on the image path is repeated less: it takes minutes.
 const LARGE_MB: u64 = 1024;
 
-/// From this size on only thaw, starts of `sleep` and the machine are measured: the other ways need a multiple of it on disk, and minutes.
+/// From this size on only thaw, starts of `sleep` and the machine are measured: the other ways need a multiple of it on disk,
+/// and minutes.
 const HUGE_MB: u64 = 4096;
 
 /// The program of the case `small`, MB.
