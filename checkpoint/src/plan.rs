@@ -22,6 +22,7 @@ mod capability;
 mod claims;
 mod destination;
 mod gpus;
+mod held;
 mod hooks;
 mod host;
 mod mounts;
@@ -34,9 +35,10 @@ mod volumes;
 pub use capability::{Capabilities, capability_names};
 pub use claims::Claims;
 pub use destination::resolve_destinations;
+pub use held::{Held, Who};
 pub use host::{Host, Lsm};
 pub use network::{FrozenNetwork, NewNetwork, PacketSocket, Socket, Sockets};
-pub use reason::{Held, Reason, Who};
+pub use reason::Reason;
 pub use volumes::{Content, FrozenVolumes, NewVolumes, SHM, volume_file, volume_of};
 
 /// What the images of one container say.

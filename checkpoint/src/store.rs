@@ -29,11 +29,13 @@ mod list;
 mod remove;
 mod resolve;
 mod write;
+mod write_container;
 
 pub use list::{Filter, ListError, Listed};
 pub use remove::RemoveError;
 pub use resolve::{CheckpointDir, ResolveError};
-pub use write::{ContainerWriter, WriteError, Writer};
+pub use write::{WriteError, Writer};
+pub use write_container::ContainerWriter;
 
 /// Directories that are not (or no longer) checkpoints have names that begin so.
 pub const TEMPORARY: &str = ".tmp-";

@@ -2,8 +2,7 @@
 //! Task.Checkpoint: freezes a container into CRIU images, over CRIU's RPC, for ordinary and restored containers
 //! alike. The directory stays flat: containerd's archive takes plain files only.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,22 +10,18 @@ use std::time::{Duration, Instant};
 
 use ::checkpoint::dump::{self, NetworkDump};
 use ::checkpoint::layer;
-use ::checkpoint::plan::resolve_destinations;
 use ::checkpoint::record::Verb;
 use ::checkpoint::{devices, gpu};
 use containerd_shim_protos::events::task::TaskCheckpointed;
 use criu_rpc::{DumpOptions, Event, ManageCgroups, Swrk, Tcp};
 use log::info;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use procfs::process::{MountInfo, Process as ProcFs};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
-use crate::cgroup2;
 use crate::container::Container;
 use crate::create::blocking;
 use crate::error::{TaskError, full};
-use crate::figures;
 use crate::freezer::{Freezer, FreezerError, Thawed};
 use crate::network::interfaces;
 use crate::pod::Pod;
@@ -36,6 +31,7 @@ use crate::rootfs::Way;
 use crate::source::identity;
 use crate::state::State;
 use crate::volumes::Saved;
+use crate::{cgroup2, external, figures};
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 
 /// How long a dump may take. This only bounds a hang; it is bound by the disk, some 10 s per 1 GB on slow ones.
@@ -44,12 +40,6 @@ const DEADLINE: Duration = Duration::from_secs(30 * 60);
 /// The largest deleted file that goes into the images, bytes: as large as CRIU's option can say. Its default of 1 MiB
 /// refuses programs that keep scratch data in deleted files.
 const DELETED_LIMIT: u32 = u32::MAX;
-
-/// What `inherit_fd` and `external` call the pod's namespaces, as runc does, so that its restore reads ours.
-///
-/// Source: runc `libcontainer/criu_linux.go`, criuNsToKey.
-const NETWORK_KEY: &str = "extRootNetNS";
-const PID_KEY: &str = "extRootPidNS";
 
 /// Freezes `container` into `path` (or the options' image path); it goes on unless the options say exit.
 ///
@@ -228,10 +218,9 @@ impl Dump<'_> {
                 .map_err(|e| failed("looking for inotify watches")(full(&e)))?
                 .unwrap_or_default();
         }
-        let binds =
-            bind_mountpoints(&container.spec, &rootfs).map_err(|e| failed("finding its mounts")(full(&e)))?;
-        options.ext_mounts = external_mounts(&container.spec, &binds, mounts);
-        options.external = external_namespaces(&container.spec, pid)
+        options.ext_mounts = external::mounts(&container.spec, &rootfs, mounts)
+            .map_err(|e| failed("finding its mounts")(full(&e)))?;
+        options.external = external::namespaces(&container.spec, pid)
             .map_err(|e| failed("reading its namespaces")(full(&e)))?;
         options.root = Some(rootfs);
         Ok(options)
@@ -278,65 +267,6 @@ fn settle(cgroup: &mut Option<PathBuf>) -> Result<Option<Thawed>, FreezerError> 
     Ok(None)
 }
 
-/// The mounts that come from outside: binds of the spec, cgroup v1 hierarchies, masked files. `binds` are the
-/// mount points of the spec's binds. Pure.
-///
-/// Source: runc `libcontainer/criu_linux.go`, addCriuDumpMount and addMaskPaths.
-fn external_mounts(spec: &Spec, binds: &BTreeSet<PathBuf>, mounts: &[MountInfo]) -> Vec<(OsString, PathBuf)> {
-    let linux = spec.linux().as_ref();
-    let masked: Vec<String> = linux.and_then(|linux| linux.masked_paths().clone()).unwrap_or_default();
-    let mut external = Vec::new();
-    for mount in mounts.iter().filter(|mount| mount.mount_point != Path::new("/")) {
-        let at = &mount.mount_point;
-        if masked.iter().any(|path| Path::new(path) == at) {
-            // A masked directory is an empty tmpfs, which CRIU dumps.
-            if mount.root == "/null" {
-                external.push((at.clone().into_os_string(), PathBuf::from("/dev/null")));
-            }
-        } else if binds.contains(at) || !FRESH.contains(&mount.fs_type.as_str()) {
-            external.push((at.clone().into_os_string(), at.clone()));
-        }
-    }
-    external
-}
-
-/// File systems that the OCI runtime mounts fresh in each container, which CRIU dumps by itself. A cgroup v2
-/// mount is one when the container has a cgroup namespace, which it has on every unified host.
-const FRESH: [&str; 6] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup2"];
-
-/// Where the spec's binds are mounted: the runtime resolves links of the image on the way.
-fn bind_mountpoints(spec: &Spec, rootfs: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
-    let resolved = resolve_destinations(spec, open_dir(rootfs).map_err(std::io::Error::other)?.as_fd())?;
-    let binds = spec.mounts().iter().flatten().filter(|mount| {
-        let bind = |option: &String| option == "bind" || option == "rbind";
-        mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind)
-    });
-    Ok(binds
-        .map(|mount| resolved.get(mount.destination()).unwrap_or_else(|| mount.destination()).clone())
-        .collect())
-}
-
-/// Namespaces that belong to the pod and not to the container.
-fn external_namespaces(spec: &Spec, pid: i32) -> std::io::Result<Vec<OsString>> {
-    let mut external = Vec::new();
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    for namespace in namespaces.into_iter().flatten().filter(|namespace| namespace.path().is_some()) {
-        let (file, key) = match namespace.typ() {
-            LinuxNamespaceType::Network => ("net", NETWORK_KEY),
-            LinuxNamespaceType::Pid => ("pid", PID_KEY),
-            LinuxNamespaceType::Ipc
-            | LinuxNamespaceType::Uts
-            | LinuxNamespaceType::Mount
-            | LinuxNamespaceType::User
-            | LinuxNamespaceType::Cgroup
-            | LinuxNamespaceType::Time => continue,
-        };
-        let inode = rustix::fs::stat(format!("/proc/{pid}/ns/{file}"))?.st_ino;
-        external.push(format!("{file}[{inode}]:{key}").into());
-    }
-    Ok(external)
-}
-
 /// `descriptors.json`: what descriptors 0, 1, 2 were at the start, for the restore's `inherit_fd`.
 fn write_descriptors(container: &Container, images: &Path) -> std::io::Result<()> {
     let state = std::fs::read(container.oci.state_file())?;
@@ -373,43 +303,6 @@ fn layers(container: &Container, images: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn mounts(lines: &[&str]) -> Vec<MountInfo> {
-        lines.iter().map(|line| MountInfo::from_line(line).unwrap()).collect()
-    }
-
-    fn spec(json: &str) -> Spec {
-        serde_json::from_str(json).unwrap()
-    }
-
-    #[test]
-    fn what_the_runtime_makes_fresh_is_criu_s_and_what_comes_from_outside_is_external() {
-        let spec =
-            spec(r#"{"ociVersion": "1.2.0", "linux": {"maskedPaths": ["/proc/kcore", "/proc/acpi"]}}"#);
-        let binds = BTreeSet::from([PathBuf::from("/dev/shm"), PathBuf::from("/etc/hosts")]);
-        let mounts = mounts(&[
-            "10 1 0:50 / / rw - overlay overlay rw,lowerdir=/l",
-            "11 10 0:51 / /proc rw - proc proc rw",
-            "12 11 0:51 /sys /proc/sys ro - proc proc rw",
-            "13 11 0:5 /null /proc/kcore rw - devtmpfs devtmpfs rw",
-            "14 11 0:60 / /proc/acpi ro - tmpfs tmpfs ro",
-            "15 10 0:52 / /dev rw - tmpfs tmpfs rw",
-            "16 15 0:53 / /dev/shm rw - tmpfs shm rw",
-            "17 10 8:1 /pods/hosts /etc/hosts rw - ext4 /dev/vda rw",
-            "18 10 0:30 /kubepods/x /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory",
-        ]);
-        let external = external_mounts(&spec, &binds, &mounts);
-        let pair = |key: &str, value: &str| (OsString::from(key), PathBuf::from(value));
-        assert_eq!(
-            external,
-            [
-                pair("/proc/kcore", "/dev/null"),
-                pair("/dev/shm", "/dev/shm"),
-                pair("/etc/hosts", "/etc/hosts"),
-                pair("/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory"),
-            ]
-        );
-    }
 
     #[test]
     fn options_that_would_be_ignored_are_refused() {

@@ -13,8 +13,8 @@ use crate::error::TaskError;
 use crate::filling::Filling;
 use crate::oci::Oci;
 use crate::oom::Kills;
+use crate::prepared::Prepared;
 use crate::process::Process;
-use crate::restore::Prepared;
 use crate::restoring::Restoring;
 use crate::rootfs::{Rootfs, Way};
 

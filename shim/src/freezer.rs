@@ -24,6 +24,8 @@ use crate::vfork;
 const FREEZING: Duration = Duration::from_secs(1);
 /// How long a child may take from vfork to exec; on a busy machine they are milliseconds.
 const VFORKING: Duration = Duration::from_secs(5);
+/// How long a cgroup may be frozen that a process is to leave.
+const FROZEN: Duration = Duration::from_secs(10);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -150,6 +152,27 @@ impl Freezer {
         for pid in pids.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
             // Gone already is as good.
             let _ = kill_process(pid, Signal::KILL);
+        }
+        Ok(())
+    }
+
+    /// Waits until somebody thaws it: nobody in it moves while it is frozen.
+    ///
+    /// # Errors
+    /// When the cgroup's files cannot be used, and when it stays frozen for long.
+    pub(crate) fn wait_thawed(&self) -> io::Result<()> {
+        self.wait_thawed_within(FROZEN)
+    }
+
+    fn wait_thawed_within(&self, limit: Duration) -> io::Result<()> {
+        let began = Instant::now();
+        while self.is_frozen()? {
+            if began.elapsed() > limit {
+                let text =
+                    format!("{} is frozen: let it go on, and start the pod again", self.cgroup.display());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            std::thread::sleep(PAUSE);
         }
         Ok(())
     }
@@ -287,6 +310,23 @@ mod tests {
         let root = Freezer::of(dir.path());
         assert!(!root.is_frozen().unwrap() && root.with_stopped().unwrap().is_none());
         root.past_vfork().unwrap();
+    }
+
+    #[test]
+    fn one_that_is_frozen_is_waited_for_and_named_when_it_stays_so() {
+        let dir = cgroup("FROZEN");
+        let freezer = Freezer::of(dir.path());
+        let error = freezer.wait_thawed_within(Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().starts_with(&format!("{} is frozen", dir.path().display())), "{error}");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                freezer.thaw().unwrap();
+            });
+            freezer.wait_thawed().unwrap();
+        });
+        assert!(!freezer.is_frozen().unwrap());
     }
 
     #[test]

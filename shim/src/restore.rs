@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::checkpoint::container_log::Written;
@@ -27,71 +27,25 @@ use tokio::runtime::Handle;
 
 use crate::cgroup::{Cgroup, cgroup_path};
 use crate::container::Container;
-use crate::error::{TaskError, full};
+use crate::error::TaskError;
 use crate::filling::Started;
 use crate::freezer::Freezer;
-use crate::hasten::Hastened;
 use crate::old_log::old_log;
 use crate::pod::Pod;
+use crate::prepared::Prepared;
 use crate::reaper::Exits;
 use crate::reopen::reopen;
 use crate::rewrite::{Changed, Workspace, rewrite};
 use crate::sandbox::hostname;
-use crate::source::Source;
 use crate::stdio::{RestoredStdio, attach_terminal};
-use crate::stopwatch::Stopwatch;
 use crate::together::Together;
-use crate::volumes::{Filled, FilledFrom};
-use crate::waiting_pager::WaitingPager;
+use crate::volumes::Filled;
 use crate::{
     adopt, cgroup2, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, sysv_ipc, threads, untar,
 };
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
-
-/// How long the container's cgroup may be frozen.
-const FROZEN: Duration = Duration::from_secs(10);
-
-/// A restore that Create has found to hold.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    /// The checkpoint.
-    pub(crate) source: Source,
-    /// What CRIU is told.
-    pub(crate) plan: Plan,
-    /// Where the OCI runtime keeps its state.
-    pub(crate) runtime_root: PathBuf,
-    /// Whether cgroups are systemd's.
-    pub(crate) systemd_cgroup: bool,
-    /// Which of the pod's volumes hold what checkpoint.
-    pub(crate) filled: FilledFrom,
-    /// What brings its memory while it runs, until the restore begins.
-    pub(crate) pager: Mutex<Option<WaitingPager>>,
-    /// What CRIU is not to wait for, until the restore has ended.
-    pub(crate) hastened: Mutex<Option<Hastened>>,
-    /// Where the time goes.
-    pub(crate) stopwatch: Stopwatch,
-}
-
-impl Prepared {
-    fn failed<E: std::error::Error + 'static>(&self, step: &'static str) -> impl FnOnce(E) -> TaskError {
-        let (container, checkpoint) = (self.source.container.clone(), self.source.name());
-        move |e| TaskError::Restore { container, checkpoint, step, reason: full(&e) }
-    }
-
-    /// A pager that has died takes CRIU along, and is the reason then.
-    fn blame<E: std::error::Error + 'static>(
-        &self,
-        pager: Option<&Started>,
-        step: &'static str,
-    ) -> impl FnOnce(E) -> TaskError {
-        move |e| match pager.and_then(Started::lost) {
-            Some(lost) => self.failed("bringing its memory")(lost),
-            None => self.failed(step)(e),
-        }
-    }
-}
 
 /// Restores the container's processes; returns the pid of the init, whose exits the caller has subscribed to before.
 ///
@@ -176,7 +130,8 @@ fn run(
         swrk.spawn_placed(|criu| {
             container.restoring.begin(criu)?;
             cgroup.place(criu)?;
-            Ok(moves(criu)?)
+            // CRIU would never leave a frozen one.
+            Freezer::of_process(criu).map_or(Ok(()), |freezer| Ok(freezer.wait_thawed()?))
         })
     };
     let (session, beside) = both(spawn, || beside(container, others, prepared, &workspace))?;
@@ -388,21 +343,6 @@ fn cgroup(container: &Container, prepared: &Prepared) -> Result<Cgroup, TaskErro
         TaskError::InvalidRequest("the spec names no cgroup, and a restored container needs one".into())
     })?;
     Cgroup::new(&container.id, path, Some(&container.spec), prepared.systemd_cgroup)
-}
-
-/// Waits for a cgroup that is frozen, which CRIU would never leave.
-fn moves(criu: i32) -> std::io::Result<()> {
-    let Some(freezer) = Freezer::of_process(criu) else { return Ok(()) };
-    let began = Instant::now();
-    while freezer.is_frozen()? {
-        if began.elapsed() > FROZEN {
-            let text =
-                format!("{} is frozen: let it go on, and start the pod again", freezer.cgroup().display());
-            return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }
 
 fn millis(duration: Duration) -> u64 {

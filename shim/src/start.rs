@@ -12,8 +12,9 @@ use crate::create::create_process;
 use crate::error::TaskError;
 use crate::oom;
 use crate::pod::Pod;
+use crate::prepared::Prepared;
 use crate::reaper::{Exit, Exits};
-use crate::restore::{Prepared, restore};
+use crate::restore::restore;
 use crate::state::State;
 
 /// How long an init's exit is held back for the exits of its execs, which the kernel has killed with it.

@@ -6,7 +6,8 @@ use std::collections::{BTreeSet, HashMap};
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 
 use super::capability::{Capabilities, SETGID, SETPCAP, SETUID, bits, capability_names};
-use super::reason::{Held, Reason, Who};
+use super::held::{Held, Who};
+use super::reason::Reason;
 
 /// `SECCOMP_MODE_FILTER`. Source: Linux include/uapi/linux/seccomp.h.
 const SECCOMP_FILTER: u32 = 2;
