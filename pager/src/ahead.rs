@@ -104,15 +104,17 @@ struct Ahead {
 
 /// All steps, as far as there is memory for what they bring.
 fn steps<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Ahead> {
-    let mut steps = in_order(at_once, spaces);
     let most = available().unwrap_or(UNKNOWN) / 2 / STEP;
-    steps.truncate(usize::try_from(most).unwrap_or(usize::MAX));
-    steps
+    in_order(at_once, spaces, usize::try_from(most).unwrap_or(usize::MAX))
 }
 
-/// All steps: first what CRIU loads itself, then the urgent. Small pieces that lie in a step that is asked for already need
-/// none of their own. Pure.
-fn in_order<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a AddressSpace>) -> Vec<Ahead> {
+/// The first steps, at most `most`: what CRIU loads itself, then the urgent. Small pieces that lie in a step that is
+/// asked for already need none of their own. Pure.
+fn in_order<'a>(
+    at_once: &[(Source, u64)],
+    spaces: impl Iterator<Item = &'a AddressSpace>,
+    most: usize,
+) -> Vec<Ahead> {
     let mut pieces: Vec<_> = spaces.flat_map(AddressSpace::in_order).collect();
     pieces.sort_by_key(|piece| piece.rank);
     let first = at_once.iter().map(|(source, length)| (*source, *length, true));
@@ -122,7 +124,9 @@ fn in_order<'a>(at_once: &[(Source, u64)], spaces: impl Iterator<Item = &'a Addr
     for (Source { pages_id, offset }, length, urgent) in stretches {
         let last = offset.saturating_add(length.saturating_sub(1)) / STEP;
         let all = (offset / STEP..=last).map(|step| Source { pages_id, offset: step.saturating_mul(STEP) });
-        steps.extend(all.filter(|source| seen.insert(*source)).map(|source| Ahead { source, urgent }));
+        let new = all.filter(|source| seen.insert(*source)).map(|source| Ahead { source, urgent });
+        // No more are made than are used: a hole in a file may be of any length.
+        steps.extend(new.take(most.saturating_sub(steps.len())));
     }
     steps
 }
@@ -167,9 +171,18 @@ mod tests {
         space.add(piece(0x2000_0000, 5 * STEP + 4096, 4096, 3));
         space.add(piece(0x3000_0000, 5 * STEP + 8192, 4096, 4));
         let at_once = [(Source { pages_id: 1, offset: 7 * STEP }, 4096)];
-        let steps = in_order(&at_once, [&space].into_iter());
+        let steps = in_order(&at_once, [&space].into_iter(), 100);
         let offsets: Vec<_> = steps.iter().map(|step| (step.source.offset / STEP, step.urgent)).collect();
         assert_eq!(offsets, [(7, true), (5, true), (0, false), (1, false), (2, false)]);
+        assert_eq!(in_order(&at_once, [&space].into_iter(), 3), steps[..3]);
+    }
+
+    #[test]
+    fn no_more_steps_are_made_than_there_is_memory_for() {
+        let at_once = [1, 2].map(|pages_id| (Source { pages_id, offset: 0 }, 1 << 57));
+        let steps = in_order(&at_once, [].into_iter(), 5);
+        let offsets: Vec<_> = steps.iter().map(|step| (step.source.pages_id, step.source.offset)).collect();
+        assert_eq!(offsets, [0, 1, 2, 3, 4].map(|step| (1, step * STEP)));
     }
 
     #[test]

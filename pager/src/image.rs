@@ -59,7 +59,9 @@ impl Images {
             let Some(offset) = run.offset else { continue };
             self.pages.open(dir, pagemap.pages_id)?;
             let source = Source { pages_id: pagemap.pages_id, offset };
-            self.at_once.push((source, run.end.saturating_sub(run.start)));
+            let length = run.end.saturating_sub(run.start);
+            self.pages.check(source, length)?;
+            self.at_once.push((source, length));
         }
         Ok(())
     }
@@ -74,7 +76,7 @@ impl Images {
         self.at_once(dir, pagemap)?;
         for piece in lazy(vmas, pagemap) {
             self.pages.open(dir, piece.source.pages_id)?;
-            self.pages.check(&piece)?;
+            self.pages.check(piece.source, piece.len())?;
             space.add(piece);
         }
         Ok(space)

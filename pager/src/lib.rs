@@ -21,6 +21,7 @@ mod fault_order;
 mod fill;
 mod image;
 mod keeper;
+mod late;
 #[allow(unsafe_code)] // mmap of pages files
 mod pages;
 mod protocol;

@@ -16,7 +16,7 @@ use rustix::io::{Errno, pread};
 use rustix::mm::{Advice as Mapped, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::buffer::Buffer;
-use crate::space::{Piece, Source};
+use crate::space::Source;
 
 /// The size of a page of the pages file.
 const PAGE_BYTES: usize = 4096;
@@ -108,14 +108,14 @@ impl Pages {
         Ok(())
     }
 
-    /// Whether `piece` is in its file.
+    /// Whether `length` bytes at `source` are in their file.
     ///
     /// # Errors
     /// [`PagesError::Short`].
-    pub fn check(&self, piece: &Piece) -> Result<(), PagesError> {
-        let Source { pages_id: id, offset } = piece.source;
+    pub fn check(&self, source: Source, length: u64) -> Result<(), PagesError> {
+        let Source { pages_id: id, offset } = source;
         let size = self.0.get(&id).map_or(0, |mapping| mapping.length as u64);
-        let wanted = offset.saturating_add(piece.len());
+        let wanted = offset.saturating_add(length);
         if wanted <= size { Ok(()) } else { Err(PagesError::Short { id, size, wanted }) }
     }
 
@@ -173,13 +173,17 @@ impl Pages {
     /// Waits until `length` bytes at `source`, as far as the file goes, are in the page cache.
     ///
     /// # Errors
-    /// What the disk says.
+    /// What the disk says; `EIO` where the file has been cut short since it was mapped.
     pub(crate) fn wait(&self, source: Source, length: u64) -> Result<(), Errno> {
         let Some(mapping) = self.0.get(&source.pages_id) else { return Ok(()) };
         Self::ask(&mapping.file, source.offset, NonZeroU64::new(length));
         let last = source.offset.saturating_add(length).min(mapping.length as u64).saturating_sub(1);
         // Disks are read in order.
-        [source.offset, last].into_iter().try_for_each(|at| pread(&mapping.file, &mut [0; 1], at).map(drop))
+        [source.offset, last].into_iter().try_for_each(|at| match pread(&mapping.file, &mut [0; 1], at)? {
+            // Whoever waits for it would wait for ever.
+            0 => Err(Errno::IO),
+            _ => Ok(()),
+        })
     }
 
     /// Maps `length` bytes at `source`, as far as the file goes; waits for the disk. One page is touched of as many as the
@@ -244,22 +248,28 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_what_has_been_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pages-1.img");
+        std::fs::write(&path, [7; 4 * PAGE_BYTES]).unwrap();
+        let pages = Pages(HashMap::from([(1, map(File::open(&path).unwrap(), 1).unwrap())]));
+        let wait = |page: u64| pages.wait(Source { pages_id: 1, offset: page * PAGE }, PAGE);
+        assert_eq!(wait(3), Ok(()));
+        File::options().write(true).open(&path).unwrap().set_len(2 * PAGE).unwrap();
+        assert_eq!((wait(1), wait(2), wait(3)), (Ok(()), Err(Errno::IO), Err(Errno::IO)));
+    }
+
+    #[test]
     fn a_file_that_is_too_short_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("pages-1.img"), [7; 8192]).unwrap();
         let images = ImagesDir::open(File::open(dir.path()).unwrap().into());
         let mut pages = Pages::default();
         pages.open(&images, 1).unwrap();
-        let piece = |offset: u64, length: u64| Piece {
-            start: 0x1000,
-            end: 0x1000 + length,
-            source: Source { pages_id: 1, offset },
-            rank: 0,
-            wipe_on_fork: false,
-        };
-        assert!(pages.check(&piece(4096, 4096)).is_ok());
-        assert!(matches!(pages.check(&piece(4096, 8192)), Err(PagesError::Short { size: 8192, .. })));
-        assert!(pages.check(&piece(u64::MAX - 4095, 4096)).is_err());
+        let check = |offset, length| pages.check(Source { pages_id: 1, offset }, length);
+        assert!(check(4096, 4096).is_ok());
+        assert!(matches!(check(4096, 8192), Err(PagesError::Short { size: 8192, .. })));
+        assert!(check(u64::MAX - 4095, 4096).is_err());
         assert!(pages.open(&images, 2).is_err());
         assert_eq!(pages.address(Source { pages_id: 1, offset: 8192 }), 0);
         assert_ne!(pages.address(Source { pages_id: 1, offset: 4096 }), 0);

@@ -258,13 +258,22 @@ impl Server {
     /// Serves a process that has something to say.
     fn process(&mut self, id: u32) -> Result<(), ServeError> {
         let Some(task) = self.tasks.get(&id).cloned() else { return Ok(()) };
-        match task.serve(&self.pages, self.again.remove(&id).unwrap_or_default()) {
+        let (pages, again) = (self.pages.clone(), self.again.remove(&id).unwrap_or_default());
+        let mut adopted = Ok(());
+        let served = task.serve(&pages, again, |child| {
+            // Each is tried, whatever has become of the one before: the keeper is to have as many as can be.
+            if let Err(error) = self.add(child) {
+                adopted = Err(error);
+            }
+        });
+        adopted?;
+        match served {
             Ok(served) => {
                 if !served.again.is_empty() {
                     self.again.insert(id, served.again);
                 }
                 served.needed.into_iter().for_each(|source| self.order.note(source));
-                served.children.into_iter().try_for_each(|child| self.add(child))
+                Ok(())
             }
             // The fill threads find out likewise.
             Err(Stopped::Ended) => {

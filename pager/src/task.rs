@@ -14,6 +14,7 @@ use criu_rpc::image::PAGE;
 use rustix::io::Errno;
 
 use crate::buffer::{self, Buffer};
+use crate::late::LateUnmaps;
 use crate::pages::Pages;
 use crate::space::{AddressSpace, LATER, Piece, READING, Source};
 use crate::uffd::{Event, Uffd};
@@ -28,7 +29,8 @@ const QUIET: u64 = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) uffd: Uffd,
-    gate: RwLock<()>,
+    /// In it what only the reader of events needs.
+    gate: RwLock<LateUnmaps>,
     space: Mutex<AddressSpace>,
     /// All its mappings are registered, so an address that the kernel does not know is one that is gone.
     registered: AtomicBool,
@@ -74,8 +76,6 @@ pub(crate) enum Step {
 /// What came of reading a task's events.
 #[derive(Debug, Default)]
 pub(crate) struct Served {
-    /// Processes that it has forked.
-    pub(crate) children: Vec<Task>,
     /// Faults that must be tried again.
     pub(crate) again: Vec<u64>,
     /// Pages that were waited for, in order.
@@ -86,7 +86,7 @@ impl Task {
     pub(crate) fn new(uffd: Uffd, space: AddressSpace) -> Self {
         Self {
             uffd,
-            gate: RwLock::new(()),
+            gate: RwLock::default(),
             space: Mutex::new(space),
             registered: AtomicBool::new(false),
             faults: AtomicU64::new(0),
@@ -193,25 +193,18 @@ impl Task {
         }
     }
 
-    /// Reads all events and serves all faults, and those of `again` from before.
-    pub(crate) fn serve(&self, pages: &Pages, again: Vec<u64>) -> Result<Served, Stopped> {
-        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let mut served = Served::default();
+    /// Reads all events and serves all faults, and those of `again` from before. `adopt` gets each process that has
+    /// been forked, before any fault is served: whatever becomes of those, nobody else knows of the child.
+    pub(crate) fn serve(
+        &self,
+        pages: &Pages,
+        again: Vec<u64>,
+        adopt: impl FnMut(Task),
+    ) -> Result<Served, Stopped> {
+        let mut alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut faults = again;
-        loop {
-            let events = self.uffd.read().map_err(|e| failed(0, Source::default(), e))?;
-            if events.is_empty() {
-                break;
-            }
-            for event in events {
-                match event {
-                    Event::Fault(address) => faults.push(address - address % PAGE),
-                    Event::Fork(uffd) => served.children.push(self.forked(uffd)),
-                    Event::Remap { from, to, length } => self.space().remap(from, to, length),
-                    Event::Gone { start, end } => drop(self.space().take(start, end)),
-                }
-            }
-        }
+        self.read_events(&mut alone, &mut faults, adopt)?;
+        let mut served = Served::default();
         self.faults.fetch_add(faults.len() as u64, Ordering::Relaxed);
         // A slow disk is asked for all of them at once.
         let sources: Vec<_> = faults.iter().filter_map(|at| self.space().source_at(*at)).collect();
@@ -225,6 +218,35 @@ impl Task {
             }
         }
         Ok(served)
+    }
+
+    /// Reads all events and accounts for them; faults are added to `faults`.
+    fn read_events(
+        &self,
+        late: &mut LateUnmaps,
+        faults: &mut Vec<u64>,
+        mut adopt: impl FnMut(Task),
+    ) -> Result<(), Stopped> {
+        loop {
+            let events = self.uffd.read().map_err(|e| failed(0, Source::default(), e))?;
+            if events.is_empty() {
+                return Ok(());
+            }
+            for event in events {
+                match event {
+                    Event::Fault(address) => faults.push(address - address % PAGE),
+                    Event::Fork(uffd) => adopt(self.forked(uffd)),
+                    Event::Remap { from, to, length } => {
+                        self.space().remap(from, to, length);
+                        late.expect(from, from.saturating_add(length));
+                    }
+                    Event::Unmapped { start, end } if late.is_late(start, end) => {}
+                    Event::Unmapped { start, end } | Event::Dropped { start, end } => {
+                        self.space().take(start, end);
+                    }
+                }
+            }
+        }
     }
 
     fn forked(&self, uffd: Uffd) -> Task {
@@ -268,6 +290,8 @@ impl Task {
         let mut rest = piece;
         // A mapping may have been split since: a copy must stay within one.
         let mut length = rest.len();
+        // The page for which the kernel has just found no mapping.
+        let mut missed = None;
         while !rest.is_empty() {
             length = length.min(rest.len());
             let from = if from == 0 { 0 } else { from.saturating_add(rest.start - piece.start) };
@@ -288,14 +312,19 @@ impl Task {
                     rest = rest.part(rest.start.saturating_add(PAGE), rest.end);
                 }
                 Errno::NOENT if length > PAGE => length = length / PAGE / 2 * PAGE,
-                Errno::NOENT if self.registered.load(Ordering::Acquire) => {
+                Errno::NOENT if !self.registered.load(Ordering::Acquire) => {
+                    return Err((rest, Stopped::Busy));
+                }
+                // Kernels from 6.9 on look for the mapping before they look again whether mappings change. One that
+                // has just moved says so now (`EAGAIN`): nobody reads its event while a copy is under way.
+                Errno::NOENT if missed != Some(rest.start) => missed = Some(rest.start),
+                Errno::NOENT => {
                     if let Err(stopped) = self.wake(rest.start) {
                         return Err((rest, stopped));
                     }
                     rest = rest.part(rest.start.saturating_add(PAGE), rest.end);
                     length = rest.len();
                 }
-                Errno::NOENT => return Err((rest, Stopped::Busy)),
                 error => return Err((rest, stopped(rest.start, rest.source, error))),
             }
         }

@@ -42,8 +42,15 @@ pub(crate) enum Event {
         /// Bytes.
         length: u64,
     },
-    /// Pages are thrown away (`MADV_DONTNEED`), or their mapping is gone.
-    Gone {
+    /// Pages are thrown away (`MADV_DONTNEED`).
+    Dropped {
+        /// The first address.
+        start: u64,
+        /// The address after the last.
+        end: u64,
+    },
+    /// Mappings are gone.
+    Unmapped {
         /// The first address.
         start: u64,
         /// The address after the last.
@@ -146,7 +153,8 @@ fn event(message: &[u8]) -> Option<Event> {
             Some(Event::Fork(Uffd(unsafe { OwnedFd::from_raw_fd(fd) })))
         }
         UFFD_EVENT_REMAP => Some(Event::Remap { from: number(8)?, to: number(16)?, length: number(24)? }),
-        UFFD_EVENT_REMOVE | UFFD_EVENT_UNMAP => Some(Event::Gone { start: number(8)?, end: number(16)? }),
+        UFFD_EVENT_REMOVE => Some(Event::Dropped { start: number(8)?, end: number(16)? }),
+        UFFD_EVENT_UNMAP => Some(Event::Unmapped { start: number(8)?, end: number(16)? }),
         _ => None,
     }
 }

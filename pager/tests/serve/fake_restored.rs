@@ -2,7 +2,8 @@
 //! Does what CRIU does with a process that it restores lazily, then lives that process's life: touches, writes,
 //! drops, unmaps, moves and protects memory, forks, and compares every page with what must be in it.
 //!
-//! `fake_restored SOCKET SEED STEPS [DELAY_US]`; ends with 0 when all memory was right, else says what was not.
+//! `fake_restored SOCKET SEED STEPS [DELAY_US [PAGER_PID]]`; with the pager's pid, it also moves memory while that is
+//! stopped. It ends with 0 when all memory was right, else says what was not.
 #![allow(
     missing_docs,
     unsafe_code,
@@ -102,6 +103,9 @@ fn main() {
     }
     // Some touch memory before all is registered, as the last steps of CRIU do.
     check(&pages[random.next(pages.len())..][..1]);
+    if number(5) != 0 {
+        move_onto_what_moves(&mut pages, number(5) as libc::pid_t);
+    }
     drop(uffd);
     write(&socket, &0x5253_5446i32.to_ne_bytes()).unwrap();
     drop(socket);
@@ -129,6 +133,35 @@ fn main() {
     });
     check(&pages);
     check(&steady);
+}
+
+/// One thread moves memory away, another moves other memory there, before the first has told that nothing is left.
+fn move_onto_what_moves(pages: &mut Pages, pager: libc::pid_t) {
+    const LENGTH: usize = 40;
+    let first = pages.len() - REGIONS[STEADY].pages - REGIONS[STEADY - 1].pages;
+    let (a, b, c) = (pages[first].0, ELSEWHERE, pages[first + LENGTH].0);
+    let shift = |from: usize, to: usize| {
+        let [from, to] = [from, to].map(ptr::without_provenance_mut);
+        unsafe { mremap_fixed(from, LENGTH * PAGE, LENGTH * PAGE, MremapFlags::MAYMOVE, to) }.unwrap();
+    };
+    // What the kernel tells of each move lies there until the pager goes on.
+    let told = || std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(unsafe { libc::kill(pager, libc::SIGSTOP) }, 0);
+    told();
+    std::thread::scope(|scope| {
+        scope.spawn(|| shift(a, b));
+        told();
+        scope.spawn(|| shift(c, a));
+        told();
+        assert_eq!(unsafe { libc::kill(pager, libc::SIGCONT) }, 0);
+    });
+    let gone: Pages = pages.drain(first..first + LENGTH).collect();
+    for (n, (_, mark)) in gone.into_iter().enumerate() {
+        pages[first + n].0 = a + n * PAGE;
+        // The steady region stays the last.
+        let at = pages.len() - REGIONS[STEADY].pages;
+        pages.insert(at, (b + n * PAGE, mark));
+    }
 }
 
 /// Adjacent pages in `pages` from a random one on, at most `limit`.

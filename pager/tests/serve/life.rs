@@ -61,6 +61,17 @@ fn memory_is_right_while_four_threads_fill() {
 }
 
 #[test]
+fn memory_is_right_that_moves_to_where_other_memory_has_just_left() {
+    let node = Node::new();
+    let (mut pager, keeper) = node.process(2);
+    let restored = node.restored_by(pager.id(), 3, 100, 0);
+    let heard = keep(&keeper);
+    assert_eq!(end(restored), "");
+    assert!(heard.filled && heard.held.is_empty(), "{heard:?}");
+    assert!(pager.wait().unwrap().success());
+}
+
+#[test]
 fn several_restores_are_served_at_once() {
     std::thread::scope(|scope| {
         for seed in [40, 50, 60] {

@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
+use criu_rpc::image::Kind;
 use linux_raw_sys::general::uffdio_api;
-use pager::{Figures, ServeError, Told};
+use pager::{Figures, ImagesError, PagesError, ServeError, Told};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::support::{Node, keep, pair};
+use crate::support::{Node, keep, message, pair};
 
 const RESTORED: [u8; 4] = 0x5253_5446i32.to_ne_bytes();
 
@@ -181,6 +182,21 @@ fn images_that_are_missing_damaged_or_short_are_refused() {
         }
         let (served, _keeper) = node.serve(1);
         assert!(matches!(served.join().unwrap(), Err(ServeError::Images(_))), "{name}");
+    }
+}
+
+#[test]
+fn a_page_map_that_claims_more_than_its_file_is_refused_whoever_loads_the_pages() {
+    // Source: CRIU 4.2 criu/include/image.h: PE_PRESENT, and PE_LAZY with it.
+    for flags in [4, 6] {
+        let node = Node::new();
+        let run = message(&[(1, 0x10_0000_0000), (2, 0), (4, flags), (5, 1 << 40)]);
+        node.write(Kind::Pagemap, "pagemap-7.img", vec![message(&[(1, 1)]), run]);
+        let (served, _keeper) = node.serve(1);
+        let refused = served.join().unwrap();
+        let Err(ServeError::Images(ImagesError::Pages(PagesError::Short { .. }))) = refused else {
+            panic!("{flags}: {refused:?}")
+        };
     }
 }
 

@@ -20,7 +20,7 @@ use crate::layout::{PAGE, REGIONS, Region, mark, word};
 /// The pid of the only process. 7 is what `fake_restored` says.
 const PID: u32 = 7;
 
-fn message(fields: &[(u32, u64)]) -> Message {
+pub(crate) fn message(fields: &[(u32, u64)]) -> Message {
     let mut message = Message::default();
     fields.iter().for_each(|(number, value)| message.set_u64(Tag::new(*number, "test"), *value));
     message
@@ -77,7 +77,7 @@ impl Node {
         node
     }
 
-    fn write(&self, kind: Kind, name: &str, entries: Vec<Message>) {
+    pub(crate) fn write(&self, kind: Kind, name: &str, entries: Vec<Message>) {
         std::fs::write(self.dir.path().join(name), ImageFile::new(kind, entries).to_bytes()).unwrap();
     }
 
@@ -122,8 +122,13 @@ impl Node {
 
     /// A restored process.
     pub(crate) fn restored(&self, seed: u64, steps: u64, delay: u64) -> Child {
+        self.restored_by(0, seed, steps, delay)
+    }
+
+    /// The same, that stops the process `pager` for a while; 0: nobody.
+    pub(crate) fn restored_by(&self, pager: u32, seed: u64, steps: u64, delay: u64) -> Child {
         let mut command = Command::new(example("fake_restored"));
-        command.arg(self.socket()).args([seed, steps, delay].map(|n| n.to_string()));
+        command.arg(self.socket()).args([seed, steps, delay, pager.into()].map(|n| n.to_string()));
         command.stderr(Stdio::piped()).spawn().unwrap()
     }
 }
