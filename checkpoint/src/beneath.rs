@@ -32,6 +32,12 @@ pub(crate) fn open_dir(dir: BorrowedFd<'_>, path: impl Arg) -> io::Result<OwnedF
     open(dir, &path, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
+/// Holds whatever is at `path` beneath `dir`, of any type, be it a link: for its attributes, and not for its content.
+pub(crate) fn handle(dir: BorrowedFd<'_>, path: impl Arg) -> io::Result<OwnedFd> {
+    let path = path.into_c_str()?;
+    open(dir, &path, OFlags::PATH)
+}
+
 /// Opens a regular file beneath `dir` for reading.
 pub(crate) fn open_file(dir: BorrowedFd<'_>, path: impl Arg) -> io::Result<File> {
     open_regular(dir, path, OFlags::RDONLY)

@@ -26,13 +26,16 @@ use rustix::fs::{AtFlags, FileType, statat};
 mod apply;
 mod attributes;
 mod copy;
+mod head;
 mod lay;
 mod sparse;
 mod upper;
 mod write;
+mod xattr;
 
 pub use apply::{ApplyError, Conflict, Stack, empty, fill, fill_tmpfs};
 pub use copy::{CopyError, copy};
+pub use head::{HeadLimit, Limited};
 pub use lay::{Laid, LayError, lay};
 pub use write::{WriteLayerError, write, write_content};
 
@@ -62,8 +65,6 @@ const OPAQUE: &str = ".wh..wh..opq";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 /// The attribute's value.
 const OPAQUE_YES: &[u8] = b"y";
-/// Before the name of an extended attribute, in a PAX record. Source: star(1), used by all OCI layer writers.
-const PAX_XATTR: &str = "SCHILY.xattr.";
 /// The deepest path, in components; each level costs an open descriptor when a tree is removed.
 const DEPTH_MAX: usize = 256;
 /// The longest path in bytes. Source: limits.h, PATH_MAX.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Brings back what was in a tmpfs. CRIU runs `tar` for each, which runs a shell, which runs gzip: that takes some 5 ms,
-//! and every container has two or three. This program does the same in one; what it does not understand it leaves to the
-//! real one.
+//! and every container has two or three. This program does the same in one; asked for anything else, it becomes the real
+//! one.
 //!
 //! Source: CRIU 4.2 criu/filesystems.c, tmpfs_restore.
 
@@ -13,7 +13,7 @@ use std::path::Path;
 
 use ::checkpoint::layer::fill_tmpfs;
 use flate2::bufread::MultiGzDecoder;
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::full;
 use crate::stand_in;
@@ -26,14 +26,11 @@ const ARGUMENTS: [&str; 5] = ["--extract", "--gzip", "--no-unquote", "--no-wildc
 /// Does as `tar` would. Returns only why nobody could.
 pub(crate) fn run() -> Result<(), io::Error> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let unpacked = match arguments.split_last() {
-        Some((dir, rest)) if rest == ARGUMENTS => unpack(dir.as_ref()),
-        _ => Err("unknown arguments".to_owned()),
-    };
-    unpacked.or_else(|_| {
-        rustix::fs::seek(io::stdin(), SeekFrom::Start(0))?;
-        Err(stand_in::become_real(PROGRAM, arguments))
-    })
+    match arguments.split_last() {
+        // Whatever fails in the middle stays failed: in what it has left the real one could follow links to anywhere.
+        Some((dir, rest)) if rest == ARGUMENTS => unpack(dir.as_ref()).map_err(io::Error::other),
+        _ => Err(stand_in::become_real(PROGRAM, arguments)),
+    }
 }
 
 fn unpack(dir: &Path) -> Result<(), String> {

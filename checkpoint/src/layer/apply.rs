@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use tar::{Entry, EntryType};
 
 use super::attributes::Attributes;
+use super::head::HeadLimit;
 use super::upper::Upper;
 use super::{Existing, Form, OPAQUE, WHITEOUT, above, existing, plain_path, sparse};
 use crate::beneath;
@@ -210,9 +211,10 @@ impl<'a> Layer<'a> {
 
     /// Unpacks a tar and reads it to its end.
     fn unpack_all<R: Read>(&mut self, tar: R) -> Result<Source<R>, ApplyError> {
-        let mut archive = tar::Archive::new(Source { tar, hash: Sha256::new(), ended: false });
-        self.unpack_entries(&mut archive)?;
-        let mut source = archive.into_inner();
+        let head = HeadLimit::default();
+        let mut archive = tar::Archive::new(head.of(Source { tar, hash: Sha256::new(), ended: false }));
+        self.unpack_entries(&mut archive, &head)?;
+        let mut source = archive.into_inner().into_inner();
         let last = || self.last.clone();
         if source.ended {
             return Err(ApplyError::Truncated { last: last() });
@@ -221,10 +223,16 @@ impl<'a> Layer<'a> {
         Ok(source)
     }
 
-    fn unpack_entries<R: Read>(&mut self, archive: &mut tar::Archive<R>) -> Result<(), ApplyError> {
+    fn unpack_entries<R: Read>(
+        &mut self,
+        archive: &mut tar::Archive<R>,
+        head: &HeadLimit,
+    ) -> Result<(), ApplyError> {
         let read = |last: &Path, source| ApplyError::Read { last: last.to_owned(), source };
-        for entry in archive.entries().map_err(|source| read(&self.last, source))? {
+        let mut entries = archive.entries().map_err(|source| read(&self.last, source))?;
+        while let Some(entry) = head.within(|| entries.next()) {
             let mut entry = entry.map_err(|source| read(&self.last, source))?;
+            head.body(entry.header().entry_size().map_err(|source| read(&self.last, source))?);
             let path = Path::new(OsStr::from_bytes(&entry.path_bytes())).to_owned();
             let plain = plain_path(&path).map_err(|problem| ApplyError::Path { path, problem })?;
             if entry.header().entry_type() == EntryType::XGlobalHeader {
@@ -260,7 +268,7 @@ impl<'a> Layer<'a> {
         let read = |source| ApplyError::Read { last: PathBuf::new(), source };
         let attributes = Attributes::of(entry).map_err(read)?;
         let top = self.upper.open_dir(Path::new("")).map_err(failed)?;
-        attributes.set(&top, OsStr::new("."), FileType::Directory).map_err(failed)
+        attributes.set(&top).map_err(failed)
     }
 
     fn unpack<R: Read>(
@@ -300,25 +308,16 @@ impl<'a> Layer<'a> {
             }
             // Another name of a file whose attributes are set.
             Some(_) if link.is_some() => Ok(()),
-            Some(parent) => {
-                let entry = entry.header().entry_type();
-                let kind = if entry.is_dir() {
-                    FileType::Directory
-                } else if entry.is_symlink() {
-                    FileType::Symlink
-                } else {
-                    FileType::RegularFile
-                };
-                if kind.is_dir() {
+            Some(made) => {
+                if entry.header().entry_type().is_dir() {
                     self.times.push((path.to_owned(), attributes.time));
                 }
-                attributes.set(&parent, name, kind).map_err(failed)
+                attributes.set(&made).map_err(failed)
             }
         }
     }
 
-    /// Makes what the entry describes, without its attributes, and opens the directory that it lies in; `None` when
-    /// no layer can have such a thing.
+    /// Makes what the entry describes, without its attributes, and opens it; `None` when no layer can have such a thing.
     fn place<R: Read>(
         &mut self,
         entry: &mut Entry<'_, R>,
@@ -330,7 +329,7 @@ impl<'a> Layer<'a> {
         if kind.is_dir() {
             let parent = self.upper.directory(path, name)?;
             self.upper.describe(path);
-            return Ok(Some(parent));
+            return beneath::open_dir(parent.as_fd(), name).map(Some);
         }
         if let Some(target) = link {
             return self.link(target, path, name).map(Some);
@@ -370,8 +369,9 @@ impl<'a> Layer<'a> {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
             }
             self.bytes = self.bytes.saturating_add(copied);
+            return Ok(Some(file.into()));
         }
-        Ok(Some(parent))
+        beneath::handle(parent.as_fd(), name).map(Some)
     }
 
     /// Makes another name for a file of this or an earlier layer.

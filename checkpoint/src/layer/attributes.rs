@@ -3,13 +3,13 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use tar::Entry;
 
-use super::{PAX_XATTR, carried_xattr};
+use super::{carried_xattr, xattr};
 use crate::beneath;
 
 /// The longest list of attribute names, and the longest value, in bytes. Source: limits.h, XATTR_LIST_MAX.
@@ -41,9 +41,8 @@ impl Attributes {
                     attributes.time = record.value().ok().and_then(parse_time).unwrap_or(attributes.time);
                 }
                 Ok(key) => {
-                    if let Some(name) = key.strip_prefix(PAX_XATTR).filter(|name| carried_xattr(name)) {
-                        attributes.xattrs.push((name.to_owned(), record.value_bytes().to_owned()));
-                    }
+                    let carried = xattr::attribute(key, record.value_bytes());
+                    attributes.xattrs.extend(carried.filter(|(name, _)| carried_xattr(name)));
                 }
                 Err(_) => {}
             }
@@ -62,24 +61,27 @@ impl Attributes {
         })
     }
 
-    /// Owner first: changing it takes set-user-id bits and capabilities away. The time of a directory is not set:
-    /// filling it would change it.
-    pub(super) fn set(&self, parent: impl AsFd, name: &OsStr, kind: FileType) -> io::Result<()> {
-        let parent = parent.as_fd();
-        rustix::fs::chownat(parent, name, Some(self.owner.0), Some(self.owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
+    /// Of the file behind a descriptor, which may be one of [`beneath::handle`]: a name could lead elsewhere by now, as
+    /// containers run that have the same volume. Owner first: changing it takes set-user-id bits and capabilities away.
+    /// The time of a directory is not set: filling it would change it.
+    pub(super) fn set(&self, file: impl AsFd) -> io::Result<()> {
+        let file = file.as_fd();
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode);
+        rustix::fs::chownat(file, "", Some(self.owner.0), Some(self.owner.1), AtFlags::EMPTY_PATH)?;
+        // The kernel follows this link to the file itself, be it a link in its turn.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         for (key, value) in &self.xattrs {
-            let path = beneath::proc_path(parent, name);
-            match rustix::fs::lsetxattr(path, key.as_str(), value, XattrFlags::empty()) {
+            match rustix::fs::setxattr(&path, key.as_str(), value, XattrFlags::empty()) {
                 Ok(()) => {}
                 Err(error) => return Err(io::Error::other(format!("attribute {key}: {error}"))),
             }
         }
         if !kind.is_symlink() {
-            rustix::fs::chmodat(parent, name, self.mode, AtFlags::empty())?;
+            rustix::fs::chmod(&path, self.mode)?;
         }
         if !kind.is_dir() {
             let times = Timestamps { last_access: self.time, last_modification: self.time };
-            rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty())?;
         }
         Ok(())
     }
@@ -91,7 +93,7 @@ impl Attributes {
                 rustix::fs::lremovexattr(beneath::proc_path(parent.as_fd(), name), key.as_str())?;
             }
         }
-        self.set(parent, name, FileType::Directory)
+        self.set(beneath::open_dir(parent.as_fd(), name)?)
     }
 }
 
@@ -130,4 +132,36 @@ fn parse_time(text: &str) -> Option<Timespec> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = fraction.chars().chain("000000000".chars()).take(9).collect::<String>();
     Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: digits.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn whoever_puts_a_link_in_a_files_place_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let mode = |name: &str| std::fs::metadata(path(name)).unwrap().permissions().mode() & 0o7777;
+        for name in ["file", "victim"] {
+            std::fs::write(path(name), "").unwrap();
+            std::fs::set_permissions(path(name), PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        let parent = std::fs::File::open(dir.path()).unwrap();
+        let file = beneath::handle(parent.as_fd(), "file").unwrap();
+        std::fs::rename(path("file"), path("moved")).unwrap();
+        std::os::unix::fs::symlink("victim", path("file")).unwrap();
+        let stat = rustix::fs::stat(path("moved")).unwrap();
+        let mut attributes = Attributes::read(parent.as_fd(), OsStr::new("moved"), &stat).unwrap();
+        attributes.mode = Mode::from_raw_mode(0o4755);
+        attributes.set(&file).unwrap();
+        assert_eq!((mode("moved"), mode("victim")), (0o4755, 0o600));
+        // A link can be held as well, and has no mode of its own.
+        attributes.time.tv_sec = 7;
+        attributes.set(beneath::handle(parent.as_fd(), "file").unwrap()).unwrap();
+        let link = std::fs::symlink_metadata(path("file")).unwrap();
+        assert_eq!((std::os::unix::fs::MetadataExt::mtime(&link), mode("victim")), (7, 0o600));
+    }
 }

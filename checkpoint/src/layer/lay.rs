@@ -241,7 +241,7 @@ impl Layout<'_> {
             }
             FileType::Directory | FileType::Socket | FileType::Unknown => return Ok(()),
         }
-        Attributes::read(from, name, &stat)?.set(to, name, kind)
+        Attributes::read(from, name, &stat)?.set(beneath::handle(to.as_fd(), name)?)
     }
 
     fn file(&mut self, from: BorrowedFd<'_>, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {

@@ -13,7 +13,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::attributes::xattrs;
 use super::upper::is_opaque;
-use super::{DEPTH_MAX, Existing, Form, OPAQUE, PAX_XATTR, WHITEOUT, existing};
+use super::{DEPTH_MAX, Existing, Form, OPAQUE, WHITEOUT, existing, xattr};
 use crate::beneath;
 
 /// The layer cannot be packed.
@@ -200,6 +200,6 @@ fn records(dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<Vec<(St
         records.push(("mtime".to_owned(), time.into_bytes()));
     }
     let carried = xattrs(dir, name)?.into_iter();
-    records.extend(carried.map(|(key, value)| (format!("{PAX_XATTR}{key}"), value)));
+    records.extend(carried.map(|(name, value)| xattr::record(&name, &value)));
     Ok(records)
 }
