@@ -42,7 +42,7 @@ pub enum RequestError {
         #[source]
         source: io::Error,
     },
-    /// CRIU did not finish in time; it may still be at work.
+    /// CRIU did not finish in time, and was killed where it was at work on processes.
     #[error("CRIU did not finish {request} within {limit:?}{log}")]
     Deadline {
         /// What was asked for.

@@ -133,7 +133,8 @@ impl Session {
     ///
     /// # Errors
     /// [`RequestError::Failed`] when CRIU fails, [`RequestError::Refused`] when `on_event` does,
-    /// [`RequestError::Deadline`] when CRIU is still at work after `deadline`.
+    /// [`RequestError::Deadline`] when CRIU is still at work after `deadline`; it is killed then, for at its own end it
+    /// would freeze again what it has found frozen.
     pub fn dump(
         self,
         options: &DumpOptions,
@@ -206,6 +207,9 @@ impl Session {
                 Err(error) => break Err(error),
             }
         };
+        if matches!(outcome, Err(RequestError::Deadline { .. })) {
+            self.peer.kill();
+        }
         match refused {
             None => outcome,
             Some(Refusal { script, source }) => {

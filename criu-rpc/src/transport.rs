@@ -15,12 +15,16 @@ use rustix::{
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recv, recvmsg, send,
     },
+    process::{Signal, pidfd_send_signal},
 };
 
 /// The longest message that is read, in bytes. CRIU's own are far below one page.
 pub(crate) const MESSAGE: usize = 1 << 20;
 /// Descriptors that one message may carry; CRIU sends at most one. The kernel closes further ones.
 const DESCRIPTORS: usize = 4;
+
+/// How long a killed CRIU may take to end; it may be in the middle of a write to a slow disk.
+const END: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// A moment, and how long it was away when it was set.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +70,16 @@ pub(crate) struct Peer {
     pub(crate) socket: OwnedFd,
     /// A pidfd.
     pub(crate) process: Option<OwnedFd>,
+}
+
+impl Peer {
+    /// Kills the process and waits for its end, which may take it a moment.
+    pub(crate) fn kill(&self) {
+        let Some(process) = &self.process else { return };
+        // Gone already is as good.
+        let _ = pidfd_send_signal(process, Signal::KILL);
+        let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&END));
+    }
 }
 
 /// Sends one message.

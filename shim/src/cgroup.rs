@@ -27,6 +27,10 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// How long killed processes may take to leave the cgroup; those in disk wait take longer.
 const LEAVE: Duration = Duration::from_secs(2);
 
+/// The same after a failed restore, whose memory may be tens of gigabytes in pages of 4 KB. What starts in its stead
+/// wants an empty cgroup.
+const LEAVE_RESTORE: Duration = Duration::from_secs(60);
+
 /// `/dev/console`. Source: Linux `Documentation/admin-guide/devices.txt`.
 const CONSOLE: (i64, i64) = (5, 1);
 
@@ -45,6 +49,8 @@ pub(crate) struct Cgroup {
     scope: Option<String>,
     /// Directories in hierarchies that the library leaves out, see [`without_controllers`].
     others: Vec<PathBuf>,
+    /// How long killed processes may take to leave it.
+    leave: Duration,
     kept: bool,
 }
 
@@ -70,7 +76,8 @@ impl Cgroup {
         .map_err(failed("find the cgroup hierarchies"))?;
         let resources = spec.and_then(|spec| spec.linux().as_ref()?.resources().clone());
         let device_filter = spec.filter(|_| unified()).map(device_filter::program);
-        Ok(Self { manager, path, resources, device_filter, scope, others, kept: false })
+        let leave = if spec.is_some() { LEAVE_RESTORE } else { LEAVE };
+        Ok(Self { manager, path, resources, device_filter, scope, others, leave, kept: false })
     }
 
     /// Makes the cgroup, sets the spec's limits and device rules, and puts `pid` into it.
@@ -136,7 +143,7 @@ impl Cgroup {
     }
 
     fn kill_all(&self) {
-        let deadline = Instant::now() + LEAVE;
+        let deadline = Instant::now() + self.leave;
         while self.kill() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -151,7 +158,7 @@ impl Cgroup {
             client.stop().map_err(|e| e.to_string())?;
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
+        if client.exists() { Err(format!("systemd does not let go of {scope}")) } else { Ok(()) }
     }
 }
 

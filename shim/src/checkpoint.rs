@@ -54,7 +54,7 @@ pub(crate) async fn checkpoint(
     let _verb = container.verb.lock().await;
     container.init.state().checkpoint()?;
     if let Some(filling) = container.filling() {
-        // CRIU dumps what is there.
+        // CRIU dumps what is there. It is paused meanwhile.
         filling.filled().await.map_err(|e| TaskError::Checkpoint {
             container: name(container),
             step: "waiting for its memory",

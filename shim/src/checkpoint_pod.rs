@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::checkpoint::annotation::PodOptions;
 use ::checkpoint::ask::{ANSWER, Answer, Ask, OPTIONS};
@@ -27,6 +27,7 @@ use containerd_shim_protos::events::task::TaskCheckpointed;
 use log::{info, warn};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::oneshot;
 
 use crate::asker::Gone;
 use crate::checkpoint::{Dump, failed};
@@ -45,6 +46,9 @@ use crate::state::State;
 use crate::together::Together;
 use crate::volumes::Saved;
 
+/// How often to look whether anybody still waits.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// Freezes the pod into a checkpoint of the store that the request's path names.
 ///
 /// # Errors
@@ -55,7 +59,12 @@ pub(crate) async fn checkpoint(
     gone: Gone,
 ) -> Result<Empty, TaskError> {
     let ask = decode(request)?;
+    let _recording = pod.recording.read().await;
     let containers = of_kubernetes(pod);
+    for container in &containers {
+        // From a slow disk that takes minutes, in which others may want something of the containers.
+        filled(container, &gone).await?;
+    }
     let mut verbs = Vec::new();
     for container in &containers {
         // All take them in the same order.
@@ -63,10 +72,7 @@ pub(crate) async fn checkpoint(
     }
     let running = running(&containers)?;
     for container in &running {
-        if let Some(filling) = container.filling() {
-            let filled = filling.filled().await;
-            filled.map_err(|e| failed(container, "waiting for its memory")(full(&e)))?;
-        }
+        filled(container, &gone).await?;
     }
     let mut exits = Vec::new();
     for _ in &running {
@@ -74,7 +80,17 @@ pub(crate) async fn checkpoint(
     }
     let root = Path::new(&request.path).to_owned();
     let (frozen, logs) = (running.clone(), logs(pod));
-    let taken = blocking(move || Taking { containers: &frozen, logs, ask, gone }.take(&root)).await;
+    let (goes_on, going_on) = oneshot::channel();
+    let taking = blocking(move || Taking { containers: &frozen, logs, ask, gone }.take(&root, goes_on));
+    tokio::pin!(taking);
+    let taken = tokio::select! {
+        taken = &mut taking => taken,
+        // What is left to do is long, and touches the store alone.
+        Ok(()) = going_on => {
+            verbs.clear();
+            taking.await
+        }
+    };
     let taken = taken.inspect_err(|e| {
         for container in &running {
             figures::failed(Verb::Checkpoint, &container.spec, e);
@@ -93,6 +109,23 @@ pub(crate) async fn checkpoint(
     let mut answer = Empty::new();
     answer.special_fields.mut_unknown_fields().add_length_delimited(ANSWER, json);
     Ok(answer)
+}
+
+/// Waits until all memory of a lazily restored container is there, as CRIU dumps what is there.
+async fn filled(container: &Container, gone: &Gone) -> Result<(), TaskError> {
+    let Some(filling) = container.filling() else { return Ok(()) };
+    loop {
+        if gone.is_gone() {
+            return Err(nobody_waits(container));
+        }
+        if let Ok(filled) = tokio::time::timeout(LOOK, filling.filled()).await {
+            return filled.map_err(|e| failed(container, "waiting for its memory")(full(&e)));
+        }
+    }
+}
+
+fn nobody_waits(container: &Container) -> TaskError {
+    failed(container, "looking who waits")("nobody waits for the checkpoint any more".into())
 }
 
 fn decode(request: &CheckpointTaskRequest) -> Result<Ask, TaskError> {
@@ -183,8 +216,8 @@ struct Part<'a> {
 }
 
 impl Taking<'_> {
-    /// Blocks.
-    fn take(&self, root: &Path) -> Result<Taken, TaskError> {
+    /// Blocks. Says when the containers go on, and nothing is needed of them any more.
+    fn take(&self, root: &Path, goes_on: oneshot::Sender<()>) -> Result<Taken, TaskError> {
         let store = |e: &dyn std::error::Error| cannot_write(e);
         let config = Config { roots: vec![root.to_owned()], ..Config::default() };
         let stored = Store::create(&config).map_err(|e| store(&e))?;
@@ -206,20 +239,30 @@ impl Taking<'_> {
         // Who is to end must not do anything more that the checkpoint does not know of.
         let together = self.ask.stop.then_some(together);
         let frozen = began.elapsed();
+        for part in &mut parts {
+            part.describe(at, self.logs.as_deref())?;
+        }
+        if together.is_none() {
+            // Whoever has gone does not wait for this either.
+            let _ = goes_on.send(());
+        }
 
         let mut known = HashMap::new();
         let mut containers = BTreeMap::new();
         for part in parts {
             self.is_awaited(part.container)?;
-            containers
-                .insert(part.who.container.to_owned(), part.record(at, self.logs.as_deref(), &mut known)?);
+            containers.insert(part.who.container.to_owned(), part.record(at, &mut known)?);
         }
         let answer =
             Answer { namespace: pod.namespace.clone(), lineage: pod.lineage.clone(), id: id.clone() };
         let created = OffsetDateTime::now_utc();
         let manifest = Manifest { version: manifest::VERSION, id, created, pod, containers, host: None };
+        for container in self.containers {
+            self.is_awaited(container)?;
+        }
         let path = writer.publish(&manifest).map_err(|e| store(&e))?;
-        if let Some(together) = together {
+        // Who has gone by now may believe that there is no checkpoint: then the pod goes on as well.
+        if let Some(together) = together.filter(|_| !self.gone.is_gone()) {
             together.kill();
         }
         let steps = [("freezing", frozen), ("writing", began.elapsed().saturating_sub(frozen))];
@@ -257,9 +300,7 @@ impl Taking<'_> {
 
     fn is_awaited(&self, container: &Container) -> Result<(), TaskError> {
         if self.gone.is_gone() {
-            return Err(failed(container, "looking who waits")(
-                "nobody waits for the checkpoint any more".into(),
-            ));
+            return Err(nobody_waits(container));
         }
         Ok(())
     }
@@ -318,19 +359,13 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// What the manifest says of the container, when the small files are written.
-    fn record(
-        mut self,
-        frozen: OffsetDateTime,
-        logs: Option<&Path>,
-        known: &mut HashMap<(u64, u64), manifest::File>,
-    ) -> Result<manifest::Container, TaskError> {
+    /// Writes the small files: what the bundle and the log have of it.
+    fn describe(&mut self, frozen: OffsetDateTime, logs: Option<&Path>) -> Result<(), TaskError> {
         let failed = |e: &dyn std::error::Error| cannot_write(e);
-        let image = self.who.image.to_owned();
         let config = ConfigDump {
             id: self.container.id.clone(),
             name: self.who.container.to_owned(),
-            rootfs_image_name: Some(image.clone()),
+            rootfs_image_name: Some(self.who.image.to_owned()),
             checkpointed_time: frozen.format(&Rfc3339).ok(),
             ..ConfigDump::default()
         };
@@ -340,10 +375,18 @@ impl Part<'_> {
         let mut spec =
             std::fs::File::open(&spec).map_err(TaskError::io(format!("open {}", spec.display())))?;
         self.writer.add(dump::SPEC, &mut spec).map_err(|e| failed(&e))?;
-        self.add_log(logs)?;
-        self.writer.take_in(known).map_err(|e| failed(&e))?;
+        self.add_log(logs)
+    }
+
+    /// What the manifest says of the container: reads all that was written of it.
+    fn record(
+        mut self,
+        frozen: OffsetDateTime,
+        known: &mut HashMap<(u64, u64), manifest::File>,
+    ) -> Result<manifest::Container, TaskError> {
+        self.writer.take_in(known).map_err(|e| cannot_write(&e))?;
         Ok(manifest::Container {
-            image: Image { name: image, reference: None },
+            image: Image { name: self.who.image.to_owned(), reference: None },
             runtime: None,
             producer: Producer::Thaw,
             frozen: Some(frozen),

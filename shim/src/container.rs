@@ -152,7 +152,7 @@ impl Container {
     /// # Errors
     /// When it cannot be mounted.
     pub(crate) async fn remount(&self) -> Result<(), TaskError> {
-        self.unmount();
+        self.unmount().await;
         let fresh = Rootfs::mount(&self.snapshot, self.bundle.join("rootfs"), None).await?;
         *self.rootfs.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh);
         Ok(())
@@ -185,8 +185,12 @@ impl Container {
         self.filling.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Unmounts the root file system.
-    pub(crate) fn unmount(&self) {
-        drop(self.rootfs.lock().unwrap_or_else(PoisonError::into_inner).take());
+    /// Unmounts the root file system. The kernel writes all of its file system to the disk first, and everybody else in
+    /// the pod is served meanwhile.
+    pub(crate) async fn unmount(&self) {
+        let rootfs = self.rootfs.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Err(e) = tokio::task::spawn_blocking(move || drop(rootfs)).await {
+            log::warn!("the root file system of {} is not unmounted: {e}", self.id);
+        }
     }
 }

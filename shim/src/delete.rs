@@ -38,10 +38,12 @@ pub(crate) async fn delete(
     if exec_id.is_empty() && process.state() == State::Created && process.pid() != 0 {
         end(container).await?;
     }
-    let _verb = container.verb.lock().await;
+    let verb = container.verb.lock().await;
     process.state().delete()?;
     let exit = process.exit().unwrap_or_else(Exit::killed);
     if !exec_id.is_empty() {
+        // Whoever reads its output may be slow, and other execs are not to wait for that.
+        drop(verb);
         process.shutdown_io().await;
         container.remove_exec(exec_id);
         return Ok((process.pid(), exit));
@@ -53,7 +55,7 @@ pub(crate) async fn delete(
         filling.end().await;
     }
     process.shutdown_io().await;
-    container.unmount();
+    container.unmount().await;
     pod.remove(&container.id);
     members::forget(&pod.bundle, &container.id);
     pod.events
@@ -138,6 +140,9 @@ async fn clean(
         Err(e) => warn!("{e}"),
     }
     unmount_all(&bundle.join("rootfs"));
+    for layer in std::fs::read_dir(bundle.join("lower")).into_iter().flatten().flatten() {
+        unmount_all(&layer.path());
+    }
 }
 
 /// Removes the file of the socket that is named in a bundle, if nobody listens there.

@@ -252,6 +252,8 @@ fn keep(filling: &Arc<Filling>, container: &Arc<Container>, pager: &OwnedFd, run
             }
             Ok(Some(Told::Failed(why))) => {
                 reason = format!("the pager, which brings the container's memory, has given up: {why}");
+                // Its end may take as long as the disk that failed.
+                break;
             }
             Ok(None) => break,
             Err(e) => {

@@ -89,7 +89,8 @@ impl Drop for Mapped {
 /// Maps the owners of all files of a mount that is not attached yet.
 fn set_owners(tree: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Result<()> {
     let wanted = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
+        // Whatever happens to this program, nobody who clears its folder away clears the layers away.
+        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
         attr_clr: 0,
         propagation: 0,
         userns_fd: u64::try_from(users.as_raw_fd()).map_err(Error::other)?,

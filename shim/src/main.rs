@@ -55,6 +55,7 @@ mod oci;
 mod old_log;
 mod oom;
 mod options;
+mod overlay;
 mod pod;
 mod prepared;
 mod process;

@@ -7,6 +7,7 @@
 //! counts those of all its containers and stays: a kill there that no container is known for is that of one that has
 //! just ended with its cgroup.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -137,6 +138,12 @@ async fn follow(pod: &Pod, container: &Container) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the kernel has killed for memory in the cgroup of these.
+pub(crate) fn has_killed(cgroups: &BTreeMap<String, PathBuf>) -> bool {
+    let cgroup = cgroups.get("memory").or_else(|| cgroups.get(""));
+    cgroup.and_then(|cgroup| killed(cgroup)).is_some_and(|kills| kills > 0)
 }
 
 /// How many processes the kernel has killed for memory in this cgroup; `None` when the cgroup is gone.

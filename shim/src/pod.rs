@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::RwLock;
+
 use crate::container::Container;
 use crate::error::TaskError;
 use crate::events::Events;
@@ -28,6 +30,8 @@ pub(crate) struct Pod {
     pub(crate) waiting_pagers: WaitingPagers,
     /// What the kernel has killed for memory in all of it.
     pub(crate) kills: PodKills,
+    /// Read by whoever writes a checkpoint into the store, which goes on when the pod has gone.
+    pub(crate) recording: RwLock<()>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     restored: Mutex<HashMap<String, String>>,
 }
@@ -39,7 +43,8 @@ impl Pod {
         let (containers, restored) = (Mutex::default(), Mutex::default());
         let (filled, kills) = (FilledFrom::default(), PodKills::default());
         let waiting_pagers = WaitingPagers::default();
-        Self { namespace, bundle, events, filled, waiting_pagers, kills, containers, restored }
+        let recording = RwLock::default();
+        Self { namespace, bundle, events, filled, waiting_pagers, kills, recording, containers, restored }
     }
 
     /// The container with containerd's `id`.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use ::checkpoint::container_log::Written;
 use ::checkpoint::plan::Plan;
 use ::checkpoint::record::Verb;
-use criu_rpc::{Event, ManageCgroups, Namespace, RestoreOptions, Swrk, Tcp};
+use criu_rpc::{Event, ManageCgroups, Namespace, RequestError, RestoreOptions, Swrk, Tcp};
 use log::{info, warn};
 use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
@@ -41,7 +41,8 @@ use crate::stdio::{RestoredStdio, attach_terminal};
 use crate::together::Together;
 use crate::volumes::Filled;
 use crate::{
-    adopt, cgroup2, cuda, figures, last_pid, limits, mountpoints, nodes, stand_in, sysv_ipc, threads, untar,
+    adopt, cgroup2, cuda, figures, last_pid, limits, mountpoints, nodes, oom, stand_in, sysv_ipc, threads,
+    untar,
 };
 
 /// How long CRIU may take. This only bounds a hang: loading 100 GB from a slow disk takes a quarter of an hour.
@@ -89,6 +90,14 @@ pub(crate) async fn restore(
     Ok(pid)
 }
 
+/// The new pod has less memory than the checkpoint needs.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the kernel killed processes of the restore for memory: the limit is below what the checkpoint holds, raise \
+     `resources.limits.memory`"
+)]
+struct ShortOfMemory(#[source] RequestError);
+
 /// What came out of CRIU's work.
 struct Resumed {
     /// The init.
@@ -117,8 +126,9 @@ fn run(
     stopwatch.next("starting CRIU, and preparing images, mount points, volumes and the pager beside it");
     let descriptors = stdio.each_ref().map(describe);
     let rootfs = container.bundle.join("rootfs");
-    // Goes after the cgroup, in which nobody is left then.
+    // These go after the cgroup, in which nobody is left then.
     let workspace = Workspace::create(&container.bundle)?;
+    let (filled, mut pager);
     let mut swrk = Swrk::new(&source.criu);
     let (joined, inherited) =
         join_namespaces(plan, &mut swrk).map_err(prepared.failed("opening the sandbox's namespaces"))?;
@@ -135,7 +145,8 @@ fn run(
         })
     };
     let (session, beside) = both(spawn, || beside(container, others, prepared, &workspace))?;
-    let Beside { images, standing, filled, pager } = beside?;
+    let (images, standing);
+    Beside { images, standing, filled, pager } = beside?;
     let session = session.map_err(prepared.blame(pager.as_ref(), "starting CRIU in the cgroup"))?;
     let mut options = RestoreOptions::new(images, workspace.open()?);
     options.lazy_pages = pager.is_some();
@@ -167,10 +178,13 @@ fn run(
             }
             Ok(())
         })
-        .map_err(prepared.blame(pager.as_ref(), "CRIU"))?;
+        .map_err(|e| match oom::has_killed(&cgroups) {
+            true => prepared.failed("CRIU")(ShortOfMemory(e)),
+            false => prepared.blame(pager.as_ref(), "CRIU")(e),
+        })?;
     drop(standing);
     stopwatch.next("making it known to the OCI runtime");
-    make_known(container, prepared, restored.pid, &cgroups, &descriptors, pager)?;
+    make_known(container, prepared, restored.pid, &cgroups, &descriptors, &mut pager)?;
     cgroup.keep();
     workspace.keep();
     container.keep_layer();
@@ -243,7 +257,7 @@ fn make_known(
     pid: i32,
     cgroups: &BTreeMap<String, PathBuf>,
     descriptors: &[String; 3],
-    pager: Option<Started>,
+    pager: &mut Option<Started>,
 ) -> Result<(), TaskError> {
     let adopted = adopt::Adopted {
         id: &container.id,
@@ -258,7 +272,7 @@ fn make_known(
         adopt::forget(&prepared.runtime_root, &container.id);
         return Err(prepared.failed("making the container known to runc")(e));
     }
-    if let Some(pager) = pager
+    if let Some(pager) = pager.take()
         && let Err(e) = pager.keep(container)
     {
         adopt::forget(&prepared.runtime_root, &container.id);

@@ -13,7 +13,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 use crate::error::{TaskError, full};
 use crate::rewrite::open_dir;
-use crate::{idmap, implied};
+use crate::{idmap, implied, overlay};
 
 /// A checkpoint's writable layer.
 #[derive(Debug, Clone, Copy)]
@@ -78,9 +78,15 @@ impl Rootfs {
             }
             let folder = target.with_file_name("lower");
             let _mapped = idmap::map(&mut mount, folder).map_err(failed)?;
-            containerd_shim::asynchronous::util::mount_rootfs(&mount, &target)
-                .await
-                .map_err(|e| failed(std::io::Error::other(e)))?;
+            if overlay::is_long(&mount) {
+                let at = target.clone();
+                let mounting = tokio::task::spawn_blocking(move || overlay::mount(&mount, &at));
+                mounting.await.map_err(std::io::Error::other).flatten().map_err(failed)?;
+            } else {
+                containerd_shim::asynchronous::util::mount_rootfs(&mount, &target)
+                    .await
+                    .map_err(|e| failed(std::io::Error::other(e)))?;
+            }
             rootfs.mounted = true;
         }
         if rootfs.mounted {

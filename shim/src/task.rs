@@ -130,14 +130,14 @@ impl Task for TaskService {
 
     async fn pause(&self, _: &TtrpcContext, req: PauseRequest) -> TtrpcResult<Empty> {
         let container = self.pod.container(&req.id)?;
-        kill::pause(&container).await?;
+        detached(async move { kill::pause(&container).await }).await?;
         self.pod.events.publish(TaskPaused { container_id: req.id, ..Default::default() }).await;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, req: ResumeRequest) -> TtrpcResult<Empty> {
         let container = self.pod.container(&req.id)?;
-        kill::resume(&container).await?;
+        detached(async move { kill::resume(&container).await }).await?;
         self.pod.events.publish(TaskResumed { container_id: req.id, ..Default::default() }).await;
         Ok(Empty::new())
     }
@@ -163,7 +163,7 @@ impl Task for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, req: KillRequest) -> TtrpcResult<Empty> {
         let container = self.pod.container(&req.id)?;
-        kill::kill(&container, &req.exec_id, req.signal, req.all).await?;
+        detached(async move { kill::kill(&container, &req.exec_id, req.signal, req.all).await }).await?;
         Ok(Empty::new())
     }
 
@@ -192,10 +192,13 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> TtrpcResult<Empty> {
         let container = self.pod.container(&req.id)?;
-        let _verb = container.verb.lock().await;
         let resources = serde_json::from_slice(&req.resources.value)
             .map_err(|e| TaskError::InvalidRequest(format!("resources do not decode: {e}")))?;
-        container.oci.update(&resources).await?;
+        detached(async move {
+            let _verb = container.verb.lock().await;
+            container.oci.update(&resources).await
+        })
+        .await?;
         Ok(Empty::new())
     }
 
@@ -233,7 +236,11 @@ impl Task for TaskService {
             self.pod.events.flush().await;
             // containerd removes the bundle, where the socket's name is kept, as soon as this is answered.
             self.pod.remove_socket().await;
-            self.exit.signal();
+            let (pod, exit) = (self.pod.clone(), self.exit.clone());
+            tokio::spawn(async move {
+                drop(pod.recording.write().await);
+                exit.signal();
+            });
         } else {
             debug!("shutdown asked while containers are left");
         }

@@ -271,9 +271,13 @@ async fn a_container_that_has_no_room_for_its_memory_is_killed_for_it_and_does_n
     let pod = pod.annotated(MEMORY, "lazy").with_containers(|container| {
         container.resources.limits.memory = serde_json::from_str("\"80Mi\"").ok();
     });
-    let state = node.kubelet.run(pod).await?;
+    let state = node.kubelet.run(pod.clone()).await?;
     assert_eq!(node.exit_code(&state, "").await?, 137);
     filled().await;
     node.remove(&state).await?;
+    // The same before it runs: the reason is not that CRIU has ended.
+    let error = node.run(pod.annotated(MEMORY, "eager")).await.unwrap_err().to_string();
+    assert!(error.contains("raise `resources.limits.memory`"), "{error}");
+    node.remove(&node.kubelet.find(&node.namespace, "narrow")?).await?;
     node.leave().await
 }
