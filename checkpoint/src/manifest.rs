@@ -149,6 +149,9 @@ pub struct Host {
 /// The bytes are not a manifest that this release can use.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
+    /// It cannot be read, or is longer than [`LIMIT_BYTES`].
+    #[error("the manifest cannot be read: {0}")]
+    Read(std::io::Error),
     /// Not JSON, or not with the fields of a manifest.
     #[error("the manifest cannot be understood: {0}")]
     Format(serde_json::Error),

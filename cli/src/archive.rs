@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use checkpoint::dump::{self, ConfigDump, DumpError, NetworkDump, NetworkStatus, SpecDump, StatusDump};
-use checkpoint::layer::{INHERITED_LAYER, OWN_LAYER};
+use checkpoint::layer::{HeadLimit, INHERITED_LAYER, OWN_LAYER};
 use checkpoint::plan::{SHM, volume_file};
 use indicatif::ProgressBar;
 use tar::Entries;
@@ -110,8 +110,9 @@ impl Archive {
         match compression {
             Compression::None => {
                 file.seek(SeekFrom::Start(0)).map_err(ArchiveError::Read)?;
-                let mut tar = tar::Archive::new(file);
-                walk(tar.entries_with_seek().map_err(ArchiveError::Read)?, &mut look)?;
+                let head = HeadLimit::default();
+                let mut tar = tar::Archive::new(head.of(file));
+                walk(tar.entries_with_seek().map_err(ArchiveError::Read)?, &head, &mut look)?;
             }
             Compression::Gzip | Compression::Zstd => self.each(&ProgressBar::hidden(), &mut look)?,
         }
@@ -139,13 +140,14 @@ impl Archive {
         file.seek(SeekFrom::Start(0)).map_err(ArchiveError::Read)?;
         let ended = Rc::new(Cell::new(false));
         let stream = decompressed(file).map_err(ArchiveError::Read)?;
-        let mut tar = tar::Archive::new(Tail { stream, ended: Rc::clone(&ended) });
-        walk(tar.entries().map_err(ArchiveError::Read)?, visit)?;
+        let head = HeadLimit::default();
+        let mut tar = tar::Archive::new(head.of(Tail { stream, ended: Rc::clone(&ended) }));
+        walk(tar.entries().map_err(ArchiveError::Read)?, &head, visit)?;
         if ended.get() {
             return Err(ArchiveError::Truncated.into());
         }
         // The checksums of a compressed stream are at its end.
-        io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(ArchiveError::Read)?;
+        io::copy(&mut tar.into_inner().into_inner(), &mut io::sink()).map_err(ArchiveError::Read)?;
         Ok(())
     }
 
@@ -259,11 +261,13 @@ fn volume(name: &str) -> Option<&str> {
 }
 
 fn walk<R: Read, E: From<ArchiveError>>(
-    entries: Entries<'_, R>,
+    mut entries: Entries<'_, R>,
+    head: &HeadLimit,
     visit: &mut dyn FnMut(&Member, &mut dyn Read) -> Result<(), E>,
 ) -> Result<(), E> {
-    for entry in entries {
+    while let Some(entry) = head.within(|| entries.next()) {
         let mut entry = entry.map_err(ArchiveError::Read)?;
+        head.body(entry.header().entry_size().map_err(ArchiveError::Read)?);
         let kind = entry.header().entry_type();
         if kind == tar::EntryType::XGlobalHeader {
             continue;
@@ -315,5 +319,34 @@ impl<R: Read> Read for Tail<R> {
             self.ended.set(true);
         }
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_header_that_claims_to_be_huge_is_refused_and_not_read_into_memory() {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(100 << 30);
+        header.set_cksum();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(header.as_bytes()).unwrap();
+        gzip.write_all(&vec![0x61; 2 * usize::try_from(HeadLimit::MAX).unwrap()]).unwrap();
+        let compressed = gzip.finish().unwrap();
+        let mut sparse = tempfile::NamedTempFile::new().unwrap();
+        sparse.write_all(header.as_bytes()).unwrap();
+        sparse.as_file().set_len(200 << 30).unwrap();
+        let mut small = tempfile::NamedTempFile::new().unwrap();
+        small.write_all(&compressed).unwrap();
+        for file in [sparse, small] {
+            let error = Archive::new(file.path()).survey().unwrap_err();
+            let reason = std::error::Error::source(&error).unwrap().to_string();
+            assert!(reason.contains("a header in it is longer than"), "{reason}");
+        }
     }
 }

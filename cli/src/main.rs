@@ -58,11 +58,35 @@ enum Verb {
     Man(man::Man),
 }
 
+impl Verb {
+    /// Whether nothing is done but to print.
+    fn only_prints(&self) -> bool {
+        match self {
+            Self::List(_) | Self::Inspect(_) | Self::Trace(_) | Self::Completions(_) | Self::Man(_) => true,
+            Self::Checkpoint(_) | Self::Import(_) | Self::Rm(_) | Self::Node(_) => false,
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    match run(&Command::parse().verb) {
+    let verb = Command::parse().verb;
+    match run(&verb) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough. A command that does something has not done it.
+        Err(error) if verb.only_prints() && is_io(error.as_ref(), io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
         Err(error) => report(error.as_ref()),
     }
+}
+
+/// The error with everything that led to it.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
+fn is_io(error: &(dyn Error + 'static), kind: io::ErrorKind) -> bool {
+    chain(error).any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == kind))
 }
 
 fn run(verb: &Verb) -> Result<(), Box<dyn Error>> {
@@ -83,25 +107,12 @@ fn run(verb: &Verb) -> Result<(), Box<dyn Error>> {
 
 /// Prints the error with everything that led to it, and what may help.
 fn report(error: &(dyn Error + 'static)) -> ExitCode {
-    let mut chain = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        chain.push(error);
-        next = error.source();
-    }
-    let io = |kind: io::ErrorKind| {
-        chain.iter().any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == kind))
-    };
-    // Whoever reads our output has seen enough.
-    if io(io::ErrorKind::BrokenPipe) {
-        return ExitCode::SUCCESS;
-    }
-    let text = chain.iter().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    let text = chain(error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
     // Some of it may be a stranger's words, and must not reach the terminal as commands.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let hint = if io(io::ErrorKind::PermissionDenied) && !rustix::process::geteuid().is_root() {
+    let hint = if is_io(error, io::ErrorKind::PermissionDenied) && !rustix::process::geteuid().is_root() {
         "; run it as root"
-    } else if io(io::ErrorKind::StorageFull) {
+    } else if is_io(error, io::ErrorKind::StorageFull) {
         "; make room on the file system of the store, `thaw rm` takes old checkpoints away"
     } else {
         ""

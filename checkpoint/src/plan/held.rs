@@ -67,13 +67,13 @@ impl fmt::Display for Held {
         match self {
             Self::Uid { held: [real, effective, saved, fs], allowed } => write!(
                 f,
-                "ran as user {real} (effective {effective}, saved {saved}, file system {fs}) and the new container allows only {allowed}: set `runAsUser` as it was"
+                "ran as user {real} (effective {effective}, saved {saved}, file system {fs}) and the new container allows only {allowed}: set `runAsUser` as it was; a set-user-id program must have ended before the freeze"
             ),
             Self::Groups { held, allowed } => {
                 let held = held.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
                 write!(
                     f,
-                    "had the groups {held}, which the new container (group {allowed}) does not: set `runAsGroup`, `fsGroup` and `supplementalGroups` as they were"
+                    "had the groups {held}, which the new container (group {allowed}) does not: set `runAsGroup`, `fsGroup` and `supplementalGroups` as they were; a set-group-id program must have ended before the freeze"
                 )
             }
             Self::Capabilities { set, names } => write!(

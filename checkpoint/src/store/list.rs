@@ -51,7 +51,7 @@ impl Store {
     /// All checkpoints that the filter leaves, by namespace, lineage and time; within one root after the other.
     ///
     /// # Errors
-    /// When a directory or manifest cannot be read. A manifest that makes no sense is in the list, as such.
+    /// When a directory cannot be read. A manifest that cannot be read or makes no sense is in the list, as such.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Listed>, ListError> {
         let mut all = Vec::new();
         for root in &self.roots {
@@ -60,13 +60,13 @@ impl Store {
                 let wanted = filter.namespace.as_ref().is_none_or(|namespace| namespace == entry.namespace)
                     && filter.lineage.as_ref().is_none_or(|lineage| lineage == entry.lineage)
                     && filter.id.as_ref().is_none_or(|wanted| *wanted == id);
-                if wanted && let Some(json) = entry.manifest()? {
+                if wanted && let Some(manifest) = entry.manifest() {
                     all.push(Listed {
                         path: entry.path(),
                         namespace: entry.namespace.to_owned(),
                         lineage: entry.lineage.clone(),
                         id,
-                        manifest: Manifest::parse(&json),
+                        manifest,
                     });
                 }
                 Ok(())
@@ -94,10 +94,12 @@ impl Entry<'_> {
         [self.namespace, self.lineage.as_str(), self.name].iter().collect()
     }
 
-    fn manifest(&self) -> Result<Option<Vec<u8>>, ListError> {
+    fn manifest(&self) -> Option<Result<Manifest, ManifestError>> {
         let path = self.relative().join(manifest::FILE);
-        found(beneath::read(self.root.dir.as_fd(), &path, manifest::LIMIT_BYTES))
-            .map_err(|source| ListError { path: self.root.path.join(path), source })
+        match found(beneath::read(self.root.dir.as_fd(), &path, manifest::LIMIT_BYTES)) {
+            Ok(json) => json.map(|json| Manifest::parse(&json)),
+            Err(error) => Some(Err(ManifestError::Read(error))),
+        }
     }
 }
 

@@ -161,7 +161,7 @@ impl Store {
     }
 
     fn find_latest(&self, namespace: &str, lineage: &Lineage) -> Result<Option<CheckpointDir>, ResolveError> {
-        for id in self.ids(namespace, lineage).into_iter().rev() {
+        for id in self.ids(namespace, lineage)?.into_iter().rev() {
             match self.find(namespace, lineage, &id) {
                 Ok(None) | Err(ResolveError::BeingRemoved { .. }) => {}
                 done => return done,
@@ -171,16 +171,21 @@ impl Store {
     }
 
     /// All names of checkpoints in one lineage, oldest first, whether or not they turn out to be checkpoints.
-    fn ids(&self, namespace: &str, lineage: &Lineage) -> Vec<CheckpointId> {
-        let in_root = |root: &Root| {
-            let lineage = beneath::open_dir(root.dir.as_fd(), Path::new(namespace).join(lineage.as_str()))?;
-            directories(lineage.as_fd())
-        };
-        let names = self.roots.iter().filter_map(|root| in_root(root).ok()).flatten();
-        let mut ids: Vec<CheckpointId> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+    ///
+    /// # Errors
+    /// `Io`: a root that does not answer is not one that holds nothing.
+    fn ids(&self, namespace: &str, lineage: &Lineage) -> Result<Vec<CheckpointId>, ResolveError> {
+        let path = Path::new(namespace).join(lineage.as_str());
+        let mut ids: Vec<CheckpointId> = Vec::new();
+        for root in &self.roots {
+            let names = found(beneath::open_dir(root.dir.as_fd(), &path))
+                .and_then(|lineage| lineage.map(|lineage| directories(lineage.as_fd())).transpose())
+                .map_err(io_error("list", &root.path.join(&path)))?;
+            ids.extend(names.into_iter().flatten().filter_map(|name| name.to_str()?.parse().ok()));
+        }
         ids.sort();
         ids.dedup();
-        ids
+        Ok(ids)
     }
 
     /// What the user can do about a checkpoint that does not exist. Only tells of the pod's own namespace.
@@ -188,14 +193,14 @@ impl Store {
         let in_namespace = |root: &Root| directories(beneath::open_dir(root.dir.as_fd(), namespace)?.as_fd());
         let lineages = self.roots.iter().filter_map(|root| in_namespace(root).ok()).flatten();
         let mut lineages = lineages.filter_map(|name| name.to_str()?.parse::<Lineage>().ok());
+        let ids = |lineage: &Lineage| self.ids(namespace, lineage).unwrap_or_default();
         if let Some(id) = id
-            && let Some(other) =
-                lineages.find(|other| other != lineage && self.ids(namespace, other).contains(id))
+            && let Some(other) = lineages.find(|other| other != lineage && ids(other).contains(id))
         {
             return format!("it is of lineage {:?}, write {other}/{id}", other.as_str());
         }
-        let ids = self.ids(namespace, lineage);
-        let newest: Vec<&str> = ids.iter().rev().take(SHOWN_MAX).map(CheckpointId::as_str).collect();
+        let newest = ids(lineage);
+        let newest: Vec<&str> = newest.iter().rev().take(SHOWN_MAX).map(CheckpointId::as_str).collect();
         if !newest.is_empty() {
             return format!("the newest there are {}", newest.join(", "));
         }

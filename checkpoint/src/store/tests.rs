@@ -55,6 +55,39 @@ fn name(lineage: &str) -> Lineage {
 }
 
 #[test]
+fn a_lineage_that_cannot_be_listed_is_not_one_that_holds_nothing() {
+    let fixture = Fixture::new();
+    fixture.publish("team", "other", 1);
+    std::fs::write(fixture.path("team/trainer"), "no directory").unwrap();
+    let error = fixture.resolve("latest").unwrap_err();
+    assert!(!error.is_missing() && error.to_string().contains("cannot list"), "{error}");
+}
+
+#[test]
+fn one_manifest_that_cannot_be_read_does_not_hide_the_others() {
+    let fixture = Fixture::new();
+    let (good, bad) = (fixture.publish("team", "trainer", 1), fixture.publish("team", "trainer", 2));
+    let manifest = fixture.path(&format!("team/trainer/{bad}/manifest.json"));
+    let file = std::fs::File::options().write(true).open(manifest).unwrap();
+    file.set_len(crate::manifest::LIMIT_BYTES + 1).unwrap();
+    let listed = fixture.store().list(&Filter::default()).unwrap();
+    let read: Vec<_> = listed.iter().map(|listed| (&listed.id, listed.manifest.is_ok())).collect();
+    assert_eq!(read, [(&good, true), (&bad, false)]);
+}
+
+#[test]
+fn a_manifest_that_nobody_could_read_is_not_published() {
+    let fixture = Fixture::new();
+    let (store, id) = (fixture.store(), id(1));
+    let writer = store.begin("team", &name("trainer"), id.clone()).unwrap();
+    let mut manifest = example("team", "trainer", id);
+    manifest.pod.name = "x".repeat(17 << 20);
+    let error = writer.publish(&manifest).unwrap_err();
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("too many files"), "{error}");
+    assert!(fixture.resolve("latest").unwrap_err().is_missing());
+}
+
+#[test]
 fn latest_is_the_newest_with_a_manifest() {
     let fixture = Fixture::new();
     fixture.publish("team", "trainer", 1);

@@ -192,10 +192,18 @@ impl Writer<'_> {
             let path = path.clone();
             move |source: io::Error| WriteError::Io { step, path, source }
         };
+        let json = manifest.to_json();
+        if u64::try_from(json.len()).unwrap_or(u64::MAX) > manifest::LIMIT_BYTES {
+            let text = format!(
+                "it has too many files: longer than the {} bytes that are read",
+                manifest::LIMIT_BYTES
+            );
+            return Err(failed("write the manifest of")(io::Error::new(io::ErrorKind::FileTooLarge, text)));
+        }
         // One call for what may be 100,000 small files; it returns when all of them are on the disk.
         rustix::fs::syncfs(&self.dir).map_err(|error| failed("write")(error.into()))?;
         self.manifest
-            .write_all(&manifest.to_json())
+            .write_all(&json)
             .and_then(|()| self.manifest.sync_all())
             .and_then(|()| Ok(rustix::fs::fsync(&self.dir)?))
             .map_err(failed("write the manifest of"))?;

@@ -2,7 +2,7 @@
 //! Writes what a checkpoint holds of one container, with the digest of each file.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -52,10 +52,16 @@ impl ContainerWriter {
             .map(std::fs::File::from)
             .map_err(|source| WriteError::Io { step: "make", path: path.clone(), source })?;
         let unreadable = |source| WriteError::Read { name: name.to_owned(), source };
+        let unwritable = |source| WriteError::Io { step: "write", path: path.clone(), source };
         let read = read_whole(source, unreadable, |piece| {
-            let unwritable = |source| WriteError::Io { step: "write", path: path.clone(), source };
+            // An archive spells out the holes that a file had.
+            if piece.iter().all(|byte| *byte == 0) {
+                let length = i64::try_from(piece.len()).unwrap_or(i64::MAX);
+                return file.seek(SeekFrom::Current(length)).map(drop).map_err(unwritable);
+            }
             file.write_all(piece).map_err(unwritable)
         })?;
+        file.set_len(read.bytes).map_err(unwritable)?;
         self.files.insert(name.to_owned(), read);
         Ok(())
     }

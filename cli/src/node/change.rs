@@ -23,9 +23,9 @@ pub(crate) enum ChangeError {
     #[error("{path} was changed after thaw wrote it; take your changes out or move them to another file, then try again",
         path = path.display())]
     Changed { path: PathBuf },
-    #[error("{path} no longer has `{text}` as thaw put it there; take what is left of it out, then try again",
+    #[error("{path} has `{text}` more than once, and thaw put it there once; take the others out, then try again",
         path = path.display(), text = text.trim_end())]
-    Gone { path: PathBuf, text: String },
+    Several { path: PathBuf, text: String },
     #[error("{path} is there and thaw did not write it; move it away, then try again", path = path.display())]
     Foreign { path: PathBuf },
     #[error(transparent)]
@@ -56,7 +56,7 @@ impl Change {
     }
 }
 
-/// The change that undoes what a record says. A file of ours that somebody has removed is undone already.
+/// The change that undoes what a record says. A file or a line of ours that somebody has removed is undone already.
 pub(crate) fn undo(tree: &Tree, recorded: &Recorded) -> Result<Change, ChangeError> {
     let path = recorded.path.clone();
     let before = tree.read(&path)?;
@@ -66,8 +66,9 @@ pub(crate) fn undo(tree: &Tree, recorded: &Recorded) -> Result<Change, ChangeErr
         (Kept::Created(_), Some(_)) => return Err(ChangeError::Changed { path }),
         (Kept::Inserted(text), Some(now)) => {
             match now.match_indices(text.as_str()).collect::<Vec<_>>().as_slice() {
+                [] => before.clone(),
                 [_] => Some(now.replacen(text.as_str(), "", 1)),
-                _ => return Err(ChangeError::Gone { path, text: text.clone() }),
+                _ => return Err(ChangeError::Several { path, text: text.clone() }),
             }
         }
     };

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a node must have, looked at one by one. Each check says what is and, where that is not enough, what to do.
 
+use std::error::Error as _;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use checkpoint::Config;
+use checkpoint::config::Metrics;
+use checkpoint::{Config, Store};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -20,6 +25,8 @@ const CRIU: [u32; 2] = [4, 2];
 const KERNEL: [u32; 2] = [5, 6];
 /// Below this a checkpoint of a usual pod may not fit.
 const FREE_BYTES: u64 = 10 << 30;
+/// How long thaw-nri may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Where programs are looked for, as systemd's default PATH has it. Source: systemd.exec(5).
 const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// The type that container-selinux gives to programs that start containers.
@@ -31,8 +38,10 @@ const LABEL: &str = "container_runtime_exec_t";
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
     Ok,
-    /// Pods run, and something does not: no restore, or not as fast.
+    /// Pods run and resume, and something could be better.
     Warn,
+    /// Pods run, and none can be frozen or resumed.
+    Unready,
     /// Nothing runs under thaw like this.
     Fail,
 }
@@ -53,6 +62,10 @@ fn ok(name: &'static str, found: impl Into<String>) -> Check {
 
 fn warn(name: &'static str, found: impl Into<String>, cure: impl Into<String>) -> Check {
     Check { name, state: State::Warn, found: found.into(), cure: Some(cure.into()) }
+}
+
+fn unready(name: &'static str, found: impl Into<String>, cure: impl Into<String>) -> Check {
+    Check { state: State::Unready, ..warn(name, found, cure) }
 }
 
 fn fail(name: &'static str, found: impl Into<String>, cure: impl Into<String>) -> Check {
@@ -114,13 +127,13 @@ fn nri(survey: &Survey) -> Check {
     match survey.nri_off {
         None => ok("nri", "on"),
         Some(NriOff::Setting) if survey.drops_in => ok("nri", "off; the drop-in switches it on"),
-        Some(NriOff::Setting) => warn(
+        Some(NriOff::Setting) => unready(
             "nri",
             "off, in the configuration that a template of thaw's cannot change",
             "take `disable = true` out of the template or drop-in that sets it; \
              until then restores do not get what the checkpoint needs",
         ),
-        Some(NriOff::Plugin) => warn(
+        Some(NriOff::Plugin) => unready(
             "nri",
             "off: it is in disabled_plugins",
             "take io.containerd.nri.v1.nri out of disabled_plugins in containerd's configuration",
@@ -128,7 +141,7 @@ fn nri(survey: &Survey) -> Check {
     }
 }
 
-/// CRIU, and room for checkpoints: where they are is in thaw's own configuration.
+/// CRIU, the store and room in it: where they are is in thaw's own configuration.
 fn settings(tree: &Tree) -> Vec<Check> {
     let config = match Config::load(&tree.real(Path::new(Config::PATH))) {
         Ok(config) => config,
@@ -140,7 +153,10 @@ fn settings(tree: &Tree) -> Vec<Check> {
             )];
         }
     };
-    let mut checks = vec![criu(tree, config.criu)];
+    let mut checks = vec![criu(tree, config.criu.clone())];
+    if tree.is_this_machine() {
+        checks.push(store(&config));
+    }
     if let Some(root) = config.roots.first() {
         checks.push(room(tree, root));
     }
@@ -151,7 +167,7 @@ fn criu(tree: &Tree, configured: Option<PathBuf>) -> Check {
     let found =
         configured.or_else(|| PATH.iter().map(|f| Path::new(f).join("criu")).find(|file| tree.exists(file)));
     let Some(program) = found else {
-        return warn(
+        return unready(
             "criu",
             "not found",
             "install CRIU 4.2 or later: without it pods run, and cannot be frozen or resumed",
@@ -162,11 +178,33 @@ fn criu(tree: &Tree, configured: Option<PathBuf>) -> Check {
         Some([major, minor]) if [major, minor] >= CRIU => {
             ok("criu", format!("{major}.{minor} ({})", program.display()))
         }
-        _ => warn(
+        _ => unready(
             "criu",
             format!("{} --version says {:?}", program.display(), printed.lines().next().unwrap_or_default()),
             "install CRIU 4.2 or later, or name another one as `criu` in /etc/thaw/config.toml",
         ),
+    }
+}
+
+/// Whether the roots can be used. One that is missing holds nothing: that is right before the first checkpoint, and wrong
+/// where a file system should be mounted.
+fn store(config: &Config) -> Check {
+    let name = "store";
+    let absent: Vec<_> = config.roots.iter().filter(|root| !root.exists()).collect();
+    match (Store::open(config), absent.first()) {
+        (Err(error), _) => {
+            let reason = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+            unready(name, format!("{error}{reason}"), "no pod can be resumed until it is mended")
+        }
+        (Ok(_), Some(root)) if config.roots != Config::default().roots => warn(
+            name,
+            format!("{} is not there", root.display()),
+            "mount its file system; the first root is made with the first checkpoint otherwise",
+        ),
+        (Ok(_), _) => {
+            let roots: Vec<_> = config.roots.iter().map(|root| root.display().to_string()).collect();
+            ok(name, roots.join(", "))
+        }
     }
 }
 
@@ -218,7 +256,7 @@ pub(crate) fn running(survey: &Survey, newest: Option<std::time::SystemTime>) ->
     let restart = format!("systemctl restart {}", survey.distribution.service());
     let Some(started) = started(survey.distribution.socket()) else {
         let socket = survey.distribution.socket().display();
-        return warn(
+        return unready(
             name,
             format!("containerd does not answer at {socket}"),
             format!("start it: `{restart}`"),
@@ -232,6 +270,52 @@ pub(crate) fn running(survey: &Survey, newest: Option<std::time::SystemTime>) ->
         ),
         Some(_) | None => ok(name, "containerd has read the handler"),
     }
+}
+
+/// Whether thaw-nri is at work, where its configuration says that it answers; nothing when that cannot be read, which
+/// another check tells.
+pub(crate) fn plugin() -> Option<Check> {
+    let name = "thaw-nri";
+    let metrics = Config::load(Path::new(Config::PATH)).ok()?.metrics;
+    Some(match healthy(&metrics) {
+        Ok(true) => ok(name, "containerd has taken the plugin"),
+        Ok(false) => unready(
+            name,
+            "it runs, and containerd has not taken it as a plugin",
+            "`journalctl -u thaw-nri` says why; restart containerd if NRI was switched on since it started",
+        ),
+        Err(error) => {
+            let at = match &metrics {
+                Metrics::Socket(path) => path.display().to_string(),
+                Metrics::Port(address) => address.to_string(),
+            };
+            unready(name, format!("does not answer at {at}: {error}"), "`systemctl enable --now thaw-nri`")
+        }
+    })
+}
+
+/// What `/healthz` says.
+fn healthy(metrics: &Metrics) -> io::Result<bool> {
+    match metrics {
+        Metrics::Socket(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            ask(stream)
+        }
+        Metrics::Port(address) => {
+            let stream = TcpStream::connect_timeout(address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            ask(stream)
+        }
+    }
+}
+
+fn ask(mut stream: impl Read + Write) -> io::Result<bool> {
+    stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+    // "HTTP/1.0 200"
+    let mut status = [0; 12];
+    stream.read_exact(&mut status)?;
+    Ok(status.ends_with(b" 200"))
 }
 
 /// When the process that listens at a socket was started.

@@ -89,7 +89,7 @@ fn fit(tree: &Tree, survey: &Survey, out: &mut dyn Write) -> Result<(), InstallE
         let line = format!("{}: {}: {}", check.name, check.found, check.cure.unwrap_or_default());
         match check.state {
             State::Ok => {}
-            State::Warn => writeln!(out, "warning: {line}")?,
+            State::Warn | State::Unready => writeln!(out, "warning: {line}")?,
             State::Fail => faults.push(line),
         }
     }

@@ -24,7 +24,7 @@ use super::tree::{Tree, TreeError};
 const FILE: &str = "99-thaw.toml";
 /// What is imported where nothing is: containerd 2.2 and later import it by default.
 /// Source: containerd 2.2 release notes.
-const CONF_D: &str = "/etc/containerd/conf.d/*.toml";
+pub(super) const CONF_D: &str = "/etc/containerd/conf.d/*.toml";
 
 /// Where the handler goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::place::CONF_D;
 use super::tree::{Tree, TreeError};
 
 /// Where the record is on a node.
@@ -30,6 +31,14 @@ pub(crate) struct Record {
 pub(crate) struct Recorded {
     pub(crate) path: PathBuf,
     pub(crate) change: Kept,
+}
+
+impl Recorded {
+    /// Whether it makes containerd read a directory of drop-ins.
+    pub(crate) fn is_import(&self) -> bool {
+        let (Kept::Created(text) | Kept::Inserted(text)) = &self.change;
+        text.contains(CONF_D)
+    }
 }
 
 /// What was done to it.

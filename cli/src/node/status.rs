@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::change;
 use super::check::{self, Check, State};
 use super::distribution::Distribution;
+use super::place::{CONF_D, Place};
 use super::record::{Kept, PATH, Record};
 use super::survey::{NodeArguments, Survey, SurveyError};
 use super::tree::Tree;
@@ -59,8 +60,10 @@ impl Status {
         checks.push(handler(&tree, &survey));
         if tree.is_this_machine() {
             checks.push(check::running(&survey, newest(&tree, &survey.record)));
+            checks.extend(check::plugin());
         }
-        let failed = checks.iter().filter(|check| check.state == State::Fail).map(|check| check.name);
+        let failed = checks.iter().filter(|check| matches!(check.state, State::Unready | State::Fail));
+        let failed = failed.map(|check| check.name);
         let failed: Vec<&str> = failed.collect();
         if self.json {
             report(&survey, &checks, failed.is_empty(), out)?;
@@ -91,7 +94,7 @@ fn table(survey: &Survey, checks: &[Check], out: &mut dyn Write) -> io::Result<(
         let state = match check.state {
             State::Ok => "ok",
             State::Warn => "warning",
-            State::Fail => "FAIL",
+            State::Unready | State::Fail => "FAIL",
         };
         writeln!(out, "{state:8} {:13} {}", check.name, check.found)?;
         if let Some(cure) = &check.cure {
@@ -129,6 +132,10 @@ fn missing(tree: &Tree, survey: &Survey) -> Option<String> {
         Ok(place) => place,
         Err(error) => return Some(error),
     };
+    if let Place::Import { .. } = place {
+        let configuration = survey.configuration.path.display();
+        return Some(format!("{configuration} no longer imports {CONF_D}"));
+    }
     let text = survey.file(&place);
     let same = survey.record.files.iter().any(|file| file.change == Kept::Created(text.clone()));
     (!same).then(|| "the node has changed since it was installed".to_owned())

@@ -2,11 +2,13 @@
 //! `thaw node uninstall`: leaves the node's files as they were before `thaw node install`.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use clap::Args;
 
 use super::change::{self, Change, ChangeError};
-use super::record::Record;
+use super::place::CONF_D;
+use super::record::{Record, Recorded};
 use super::restart::{RestartError, restart};
 use super::survey::{NodeArguments, SurveyError};
 use super::tree::{Tree, TreeError};
@@ -45,7 +47,17 @@ impl Uninstall {
     pub(crate) fn run(&self, out: &mut dyn Write) -> Result<(), UninstallError> {
         let tree = self.node.tree().map_err(SurveyError::from)?;
         let record = Record::load(&tree).map_err(SurveyError::from)?;
-        let undone = record.files.iter().rev().map(|file| change::undo(&tree, file));
+        let others = others(&tree, &record)?;
+        let (stays, goes): (Vec<&Recorded>, Vec<_>) =
+            record.files.iter().rev().partition(|file| !others.is_empty() && file.is_import());
+        for file in stays {
+            if !tree.read(&file.path)?.is_some_and(|text| text.contains(CONF_D)) {
+                continue;
+            }
+            let (path, others) = (file.path.display(), others.join(", "));
+            writeln!(out, "{path} goes on importing {CONF_D}: {others} is read through it")?;
+        }
+        let undone = goes.into_iter().map(|file| change::undo(&tree, file));
         let mut changes = undone.collect::<Result<Vec<Change>, _>>()?;
         changes.retain(|change| !change.is_none());
         for change in &changes {
@@ -66,6 +78,14 @@ impl Uninstall {
             Err(_) => Ok(()),
         }
     }
+}
+
+/// What others have put into the directory that is imported since.
+fn others(tree: &Tree, record: &Record) -> Result<Vec<String>, TreeError> {
+    let folder = Path::new(CONF_D).parent().unwrap_or_else(|| Path::new(CONF_D));
+    let ours = |name: &str| record.files.iter().any(|file| file.path == folder.join(name));
+    let names = tree.names(folder)?.into_iter();
+    Ok(names.filter(|name| name.ends_with(".toml") && !ours(name)).collect())
 }
 
 /// Removes the record, and of the directories that were made those that are empty.

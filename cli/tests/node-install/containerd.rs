@@ -128,12 +128,28 @@ fn what_an_install_that_died_has_recorded_does_not_keep_the_next_ones_from_worki
     // As if the machine had gone down before the second change.
     std::fs::remove_file(tree.path(DROP_IN)).unwrap();
     assert!(tree.install().contains("+++ /etc/containerd/conf.d/99-thaw.toml"));
-    tree.write(CONFIG, "version = 3\n");
+    let import = "imports = [\"/etc/containerd/conf.d/*.toml\"]\n";
+    tree.write(CONFIG, &format!("{import}{import}version = 3\n"));
     let ran = tree.node(&["uninstall"]);
-    assert!(!ran.ok && ran.error.contains("no longer has"), "{}", ran.error);
-    tree.write(CONFIG, "imports = [\"/etc/containerd/conf.d/*.toml\"]\nversion = 3\n");
+    assert!(!ran.ok && ran.error.contains("more than once"), "{}", ran.error);
+    // What somebody has taken out is undone already.
+    tree.write(CONFIG, "version = 3\n");
     assert!(tree.node(&["uninstall"]).ok);
     assert_eq!(tree.snapshot(), before);
+}
+
+#[test]
+fn what_others_import_by_now_goes_on_being_imported() {
+    for config in [Some("version = 3\n"), None] {
+        let tree = Tree::containerd(config);
+        tree.install();
+        tree.write("/etc/containerd/conf.d/99-nvidia.toml", "version = 3\n");
+        let ran = tree.node(&["uninstall"]);
+        assert!(ran.ok && ran.out.contains("99-nvidia.toml is read through it"), "{} {}", ran.out, ran.error);
+        assert_eq!(imports(&tree), ["/etc/containerd/conf.d/*.toml"]);
+        assert!(!tree.path(DROP_IN).exists());
+        assert!(tree.node(&["uninstall"]).out.contains("nothing was installed"));
+    }
 }
 
 #[test]

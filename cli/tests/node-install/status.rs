@@ -45,16 +45,31 @@ fn a_handler_that_is_gone_or_no_longer_fits_is_seen() {
 }
 
 #[test]
-fn a_node_without_criu_runs_pods_and_is_warned() {
+fn an_import_that_somebody_has_taken_out_is_missed() {
+    let tree = Tree::containerd(Some("version = 3\n"));
+    tree.install();
+    tree.write("/etc/containerd/config.toml", "version = 3\n");
+    let (ready, json) = status(&tree);
+    assert!(
+        !ready && check(&json, "handler")["found"].as_str().unwrap().contains("no longer imports"),
+        "{json}"
+    );
+    tree.install();
+    assert!(status(&tree).0);
+}
+
+#[test]
+fn a_node_without_criu_can_be_installed_and_is_not_ready() {
     let tree = Tree::containerd(Some("version = 3\n"));
     tree.program("/usr/sbin/criu", "Version: 3.17.1");
     tree.install();
     let (ready, json) = status(&tree);
-    assert!(ready && check(&json, "criu")["state"] == "warn", "{json}");
+    assert!(!ready && check(&json, "criu")["state"] == "unready", "{json}");
     // thaw's own configuration may name another one.
     tree.program("/opt/criu", "Version: 4.2.1");
     tree.write("/etc/thaw/config.toml", "criu = '/opt/criu'\n");
-    assert_eq!(check(&status(&tree).1, "criu")["state"], "ok");
+    let (ready, json) = status(&tree);
+    assert!(ready && check(&json, "criu")["state"] == "ok", "{json}");
     tree.write("/etc/thaw/config.toml", "rots = []\n");
     let (ready, json) = status(&tree);
     assert!(!ready && check(&json, "configuration")["state"] == "fail", "{json}");
