@@ -5,6 +5,7 @@
 //! Nothing waits for the API server: what is to be told waits in a short queue, and is lost with a line in the log when
 //! that is full. What happens again counts up one event, so a pod that fails for ever has few of them.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
@@ -13,15 +14,18 @@ use checkpoint::record::{Record, Verb};
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use log::{debug, info, warn};
+use serde_json::json;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{sleep, timeout};
 
 use crate::logger::chain;
 
+/// How many events are counted; what is forgotten counts from one again.
+const COUNTED: usize = 4096;
 /// How many records wait for the API server.
 const QUEUE: usize = 64;
 /// How long one request may take.
@@ -65,11 +69,12 @@ pub(crate) async fn report(told: Option<Told>) {
     let Some(Told { rights, mut records }) = told else { return std::future::pending().await };
     info!(rights:?; "writes events of pods");
     let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let mut counts = Counts::default();
     while let Some(record) = records.recv().await {
         let Some(event) = event(&record, &node, Timestamp::now()) else { continue };
         let mut waits = AGAIN.iter();
         loop {
-            let reason = match timeout(WITHIN, write(&rights, &event)).await {
+            let reason = match timeout(WITHIN, write(&rights, &event, &mut counts)).await {
                 Ok(Ok(())) => break,
                 Ok(Err(Failed { reason, for_good: true })) => {
                     warn!("the API server does not take an event of a pod: {reason}");
@@ -117,19 +122,33 @@ async fn client(rights: &Rights) -> Result<Client, Failed> {
     Client::try_from(config).map_err(Failed::from)
 }
 
-async fn write(rights: &Rights, event: &Event) -> Result<(), Failed> {
+async fn write(rights: &Rights, event: &Event, counts: &mut Counts) -> Result<(), Failed> {
     let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
     let events: Api<Event> = Api::namespaced(client(rights).await?, namespace);
-    let params = PostParams::default();
-    match events.create(&params, event).await {
+    match events.create(&PostParams::default(), event).await {
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         other => return Ok(other.map(drop)?),
     }
     let name = event.metadata.name.as_deref().unwrap_or_default();
-    let mut known = events.get(name).await?;
-    known.count = Some(known.count.unwrap_or(1).saturating_add(1));
-    known.last_timestamp.clone_from(&event.last_timestamp);
-    Ok(events.replace(name, &params, &known).await.map(drop)?)
+    // Kubelets may patch events and not read them.
+    let patch = json!({"count": counts.next(name), "lastTimestamp": event.last_timestamp});
+    Ok(events.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)?)
+}
+
+/// How often what happened, by the names of events; as the kubelet counts, from one again after a restart.
+#[derive(Debug, Default)]
+struct Counts(HashMap<String, u32>);
+
+impl Counts {
+    /// How often, with this time, which is not the first.
+    fn next(&mut self, name: &str) -> u32 {
+        if self.0.len() >= COUNTED && !self.0.contains_key(name) {
+            self.0.clear();
+        }
+        let count = self.0.entry(name.to_owned()).or_insert(1);
+        *count = count.saturating_add(1);
+        *count
+    }
 }
 
 /// What is told of a record; `None` where it is nobody's. Pure. The same of the same container has the same name.
@@ -191,6 +210,16 @@ mod tests {
             None => Record::done(Verb::Restore, 7, &[]),
         };
         record.about(Some(subject), text)
+    }
+
+    #[test]
+    fn what_happens_again_is_counted_and_not_for_ever() {
+        let mut counts = Counts::default();
+        assert_eq!(["a", "a", "b", "a"].map(|name| counts.next(name)), [2, 3, 2, 4]);
+        for number in 0..COUNTED {
+            counts.next(&number.to_string());
+        }
+        assert!(counts.0.len() <= COUNTED && counts.next("a") == 2);
     }
 
     #[test]

@@ -58,6 +58,8 @@ if [ -z "$root" ]; then
     ! command -v restorecon >/dev/null || restorecon /usr/local/bin/containerd-shim-thaw-v1
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload
+        # One that runs already is of the release before.
+        systemctl try-restart thaw-nri.service
         systemctl enable --now thaw-nri.service
     fi
 fi

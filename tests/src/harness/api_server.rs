@@ -162,14 +162,15 @@ fn respond(
             events.insert(name, body.clone());
             ("201 Created", body)
         }
-        "GET" => match events.get(path) {
-            Some(event) => ("200 OK", event.clone()),
-            None => ("404 Not Found", failed(404, "NotFound")),
+        "PATCH" => match (events.get_mut(path).and_then(Value::as_object_mut), body) {
+            (Some(event), Value::Object(changed)) => {
+                event.extend(changed);
+                ("200 OK", Value::Object(event.clone()))
+            }
+            _ => ("404 Not Found", failed(404, "NotFound")),
         },
-        "PUT" => {
-            events.insert(path.to_owned(), body.clone());
-            ("200 OK", body)
-        }
+        // A kubelet may not read events.
+        "GET" => ("403 Forbidden", failed(403, "Forbidden")),
         "UNAUTHORIZED" => ("401 Unauthorized", failed(401, "Unauthorized")),
         _ => ("405 Method Not Allowed", failed(405, "MethodNotAllowed")),
     }
