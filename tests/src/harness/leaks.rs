@@ -32,7 +32,7 @@ const OF_THE_INIT: [&str; 4] = ["/run/log/", "/run/systemd/", "/run/udev/", "/ru
 const EROFS: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs/snapshots";
 
 /// Ends of paths that stay on purpose.
-const STAY: [&str; 19] = [
+const STAY: [&str; 20] = [
     // Folders that the first container on a node brings about.
     "/io.containerd.grpc.v1.cri/containers",
     "/io.containerd.grpc.v1.cri/sandboxes",
@@ -45,6 +45,8 @@ const STAY: [&str; 19] = [
     "/run/thaw",
     "/run/thaw/metrics.sock",
     "/run/thaw/records.sock",
+    // The options that cgroup2 has until the next boot.
+    "/run/thaw-cgroup2-options",
     "/var/lib/cni/networks",
     "/var/lib/cni/networks/pods",
     // CRIU's cache of what the kernel can do.
