@@ -3,7 +3,7 @@
 //! other, and go on together.
 //!
 //! containerd is not asked and must not be confused: to it the containers run all the time, and its own verbs for one of
-//! them wait until this one is over. Whatever fails, and when whoever asked is gone, the containers go on and nothing is
+//! them wait until they go on. What is done from then on needs the store alone, and holds up nobody. Whatever fails, and when whoever asked is gone, the containers go on and nothing is
 //! left in the store; when this process dies, the next one that writes there cleans it up.
 
 use std::collections::{BTreeMap, HashMap};

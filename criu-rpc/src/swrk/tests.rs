@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
+    os::fd::AsFd,
 };
 
 use rustix::{
@@ -78,6 +79,17 @@ fn given_stdio_becomes_0_1_and_2_in_this_order() {
     assert_eq!(reap(session.pid()), 0);
     assert!(text.contains("descriptor 0: /dev/zero\n"), "{text}");
     assert!(text.contains("descriptor 2: /dev/full\n"), "{text}");
+}
+
+#[test]
+fn a_criu_that_is_still_at_work_at_its_deadline_has_ended_when_that_is_told() {
+    let session = Swrk::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/stay.sh")).spawn().unwrap();
+    let (pid, work) = (session.pid(), tempfile::tempdir().unwrap());
+    let work = File::open(work.path()).unwrap();
+    let result = session.check(work.as_fd(), std::time::Duration::from_millis(100));
+    assert!(matches!(result, Err(crate::RequestError::Deadline { .. })), "{result:?}");
+    let ended = waitpid(Pid::from_raw(pid), WaitOptions::NOHANG).unwrap();
+    assert_eq!(ended.and_then(|(_, status)| status.terminating_signal()), Some(9));
 }
 
 #[test]
