@@ -24,6 +24,8 @@ use thaw_tests::kubelet::state::PodState;
 const NEEDS: &[Need] = &[Need::Criu, Need::Thaw, Need::Shim];
 /// Enough memory that a dump takes longer than it takes to kill somebody.
 const MEGABYTES: u32 = 128;
+/// Bytes whose digest takes much longer than a command in a container.
+const LONG: u64 = 6 << 30;
 /// Says that it cannot be frozen, and is not.
 const SEMAPHORE: &str =
     "import os, time; held = os.eventfd(0, os.EFD_SEMAPHORE); print('held', flush=True); time.sleep(10**6)";
@@ -196,6 +198,27 @@ async fn a_pod_goes_on_and_nothing_is_left_when_the_command_is_killed() -> Teste
     let again = node.run(again).await?;
     let restored = counter::verify(&again, PORT).await?;
     assert!(restored.started == before.started && restored.crc_ok, "{restored:?}");
+    node.remove(&again).await?;
+    node.leave().await
+}
+
+#[tokio::test]
+async fn while_it_is_read_for_its_digests_the_pod_is_served_and_may_even_go() -> Tested {
+    let Some(node) = Node::enter(NEEDS).await else { return Ok(()) };
+    let state = node.run_counter(node.counter_pod("counter", MEGABYTES)?).await?;
+    let mut child = begun(&node, &state).await?;
+    // Something that takes seconds to read, and nothing to write.
+    let folder = stored(&node).1.remove(0).join("counter");
+    std::fs::File::create(folder.join("checkpoint/long.img")).unwrap().set_len(LONG).unwrap();
+    // The last of what the containers are asked for.
+    until("its description", async || Ok(folder.join("spec.dump").exists().then_some(()))).await?;
+    assert_eq!(node.kubelet.exec(&state, "", &["true".to_owned()], 20).await?.exit_code, 0);
+    assert!(child.try_wait().unwrap().is_none(), "it has waited for the checkpoint");
+    node.remove(&state).await?;
+    assert!(child.wait().unwrap().success());
+    assert_eq!((stored(&node).0.len(), stored(&node).1.len()), (1, 0));
+    let again = node.run(node.counter_pod("counter", MEGABYTES)?.annotated(RESTORE, "latest")).await?;
+    assert!(counter::verify(&again, PORT).await?.crc_ok);
     node.remove(&again).await?;
     node.leave().await
 }
